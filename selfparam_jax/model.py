@@ -1,0 +1,362 @@
+"""Llama and Mistral as one Flax Linen decoder that returns hidden states; the head is applied apart.
+
+Axis legend, used in every einsum and shape comment of the project:
+  B batch, T query positions, S key positions, D model, N query heads, K key/value heads, G = N / K,
+  H head dimension, F feed-forward, V vocabulary, L layers, R adapter rank.
+
+Teacher and student are this one module. `{'params': base}` is the frozen teacher; `{'params': base,
+'lora': adapter}` is the student. Parameters are plain nested dicts with Hugging Face's names; those of
+the layers are stacked on a leading L axis and scanned over.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+# Segment ids. Two positions of one row see each other only if their segments are equal; positive ids
+# are sentences. Padding is its own segment, so a padding position always sees itself and no row of the
+# softmax is empty.
+PADDING = 0
+SHARED = -1  # keys that every segment of the row may see: a context prefix
+EMPTY = -2  # keys that nothing may see: unused slots of a cache
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Frequency scaling of the rotary embedding: `linear`, or `llama3` (Llama 3.1 and later)."""
+
+    rope_type: str
+    factor: float
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    original_max_position_embeddings: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of a Llama or Mistral checkpoint; the names are those of Hugging Face's config.json."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_position_embeddings: int
+    rope_scaling: RopeScaling | None = None
+    sliding_window: int | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    hidden_act: str = "silu"
+
+    def __post_init__(self):
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads = {self.num_attention_heads} must be a multiple of "
+                f"num_key_value_heads = {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim = {self.head_dim} must be even for rotary embeddings")
+        if self.hidden_act != "silu":
+            raise ValueError(
+                f"hidden_act = {self.hidden_act!r} is not supported; Llama and Mistral use 'silu'"
+            )
+        if self.rope_scaling and self.rope_scaling.rope_type not in ("linear", "llama3"):
+            raise ValueError(
+                f"rope_type = {self.rope_scaling.rope_type!r} is not supported; "
+                "expected 'default', 'linear' or 'llama3'"
+            )
+
+
+@flax.struct.dataclass
+class KeyValues:
+    """Keys and values of positions that were read before; never written to by the model.
+
+    keys, values: [L, B, S, K, H], keys already rotated. B may be 1: then the rows of a call share them.
+    positions, segments: int32 [B, S].
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    positions: jax.Array
+    segments: jax.Array
+
+
+def rope_frequencies(config: ModelConfig) -> np.ndarray:
+    """Inverse frequencies of the rotary embedding, float32 [H / 2], scaling applied."""
+    exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    frequencies = (1.0 / np.float32(config.rope_theta) ** exponent).astype(np.float32)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling.rope_type == "linear":
+        return frequencies / np.float32(scaling.factor)
+    # llama3: long wavelengths are slowed by `factor`, short ones kept, those between interpolated.
+    wavelengths = 2 * np.pi / frequencies
+    turns = scaling.original_max_position_embeddings / wavelengths
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return ((1 - kept) * frequencies / scaling.factor + kept * frequencies).astype(np.float32)
+
+
+def rotary_angles(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine, each float32 [B, T, H / 2], for positions [B, T]."""
+    frequencies = jnp.asarray(rope_frequencies(config))
+    angles = positions.astype(jnp.float32)[:, :, None] * frequencies[None, None, :]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotates x [B, T, heads, H]; first and second half of H are the two components (HF's layout)."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+def visible(
+    query_positions: jax.Array,
+    query_segments: jax.Array,
+    key_positions: jax.Array,
+    key_segments: jax.Array,
+    window: int | None,
+) -> jax.Array:
+    """Boolean mask [B, T, S]: causal, within the sliding window, same segment or a shared key."""
+    query_positions, key_positions = query_positions[:, :, None], key_positions[:, None, :]
+    query_segments, key_segments = query_segments[:, :, None], key_segments[:, None, :]
+    mask = (key_segments == query_segments) | (key_segments == SHARED)
+    mask &= key_positions <= query_positions
+    if window is not None:
+        mask &= key_positions > query_positions - window
+    return mask
+
+
+def attend(
+    queries: jax.Array, blocks: list[tuple[jax.Array, jax.Array]], masks: list[jax.Array]
+) -> jax.Array:
+    """One softmax over several blocks of keys, without concatenating the keys.
+
+    Args:
+      queries: [B, T, N, H].
+      blocks: (keys, values), each [B or 1, S_i, K, H].
+      masks: one [B, T, S_i] per block.
+
+    Returns:
+      [B, T, N, H]. Scores and softmax are float32.
+    """
+    batch, length, heads, head_dim = queries.shape
+    kv_heads = blocks[0][0].shape[2]
+    grouped = queries.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
+    scores = []
+    for (keys, _), mask in zip(blocks, masks, strict=True):
+        if keys.shape[0] == 1 and batch > 1:
+            score = jnp.einsum("btkgh,skh->bkgts", grouped, keys[0], preferred_element_type=jnp.float32)
+        else:
+            score = jnp.einsum("btkgh,bskh->bkgts", grouped, keys, preferred_element_type=jnp.float32)
+        scores.append(jnp.where(mask[:, None, None], score * head_dim**-0.5, -1e30))
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(queries.dtype)
+    out, start = None, 0
+    for keys, values in blocks:
+        part = lax.slice_in_dim(weights, start, start + keys.shape[1], axis=-1)
+        start += keys.shape[1]
+        if values.shape[0] == 1 and batch > 1:
+            term = jnp.einsum("bkgts,skh->btkgh", part, values[0], preferred_element_type=jnp.float32)
+        else:
+            term = jnp.einsum("bkgts,bskh->btkgh", part, values, preferred_element_type=jnp.float32)
+        out = term if out is None else out + term
+    return out.reshape(batch, length, heads, head_dim).astype(queries.dtype)
+
+
+class RMSNorm(nn.Module):
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        weight = self.param("weight", nn.initializers.ones_init(), (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        scale = lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
+        # Rounded before the weight is applied, as Hugging Face does it: matters in bf16 only.
+        return ((x32 * scale).astype(x.dtype) * weight[None, None, :].astype(x.dtype)).astype(x.dtype)
+
+
+class Projection(nn.Module):
+    """y = x @ kernel (+ bias) (+ scale * dropout(x) @ a @ b where the adapter has this projection)."""
+
+    features: int
+    use_bias: bool
+    lora_scale: float
+    lora_dropout: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
+        y = jnp.einsum("btd,df->btf", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+            y = y + bias[None, None, :].astype(jnp.float32)
+        if self.has_variable("lora", "a"):
+            a, b = self.get_variable("lora", "a"), self.get_variable("lora", "b")
+            x = nn.Dropout(self.lora_dropout, deterministic=deterministic)(x)
+            low = jnp.einsum("btd,dr->btr", x.astype(jnp.float32), a)
+            y = y + self.lora_scale * jnp.einsum("btr,rf->btf", low, b)
+        return y.astype(x.dtype)
+
+
+class Attention(nn.Module):
+    config: ModelConfig
+    lora_scale: float
+    lora_dropout: float
+
+    @nn.compact
+    def __call__(self, x, cos, sin, masks, past, deterministic):
+        config = self.config
+        heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+
+        def project(name, features, inputs):
+            layer = Projection(features, config.attention_bias, self.lora_scale, self.lora_dropout, name=name)
+            return layer(inputs, deterministic)
+
+        batch, length, model_dim = x.shape
+        queries = project("q_proj", heads * head_dim, x).reshape(batch, length, heads, head_dim)
+        keys = project("k_proj", kv_heads * head_dim, x).reshape(batch, length, kv_heads, head_dim)
+        values = project("v_proj", kv_heads * head_dim, x).reshape(batch, length, kv_heads, head_dim)
+        queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)
+        out = attend(queries, [*past, (keys, values)], masks)
+        out = project("o_proj", model_dim, out.reshape(batch, length, heads * head_dim))
+        return out, (keys, values)
+
+
+class MLP(nn.Module):
+    config: ModelConfig
+    lora_scale: float
+    lora_dropout: float
+
+    @nn.compact
+    def __call__(self, x, deterministic):
+        def project(name, features, inputs):
+            layer = Projection(features, self.config.mlp_bias, self.lora_scale, self.lora_dropout, name=name)
+            return layer(inputs, deterministic)
+
+        gate = project("gate_proj", self.config.intermediate_size, x)
+        up = project("up_proj", self.config.intermediate_size, x)
+        return project("down_proj", x.shape[-1], jax.nn.silu(gate) * up)
+
+
+class DecoderLayer(nn.Module):
+    """One block; the signature is that of a scan body: carry x, per-layer past, new (keys, values) out."""
+
+    config: ModelConfig
+    lora_scale: float
+    lora_dropout: float
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x, past, cos, sin, masks):
+        config = self.config
+        normed = RMSNorm(config.rms_norm_eps, name="input_layernorm")(x)
+        attended, key_values = Attention(config, self.lora_scale, self.lora_dropout, name="self_attn")(
+            normed, cos, sin, masks, past, self.deterministic
+        )
+        x = x + attended
+        normed = RMSNorm(config.rms_norm_eps, name="post_attention_layernorm")(x)
+        x = x + MLP(config, self.lora_scale, self.lora_dropout, name="mlp")(normed, self.deterministic)
+        return x, key_values
+
+
+class Decoder(nn.Module):
+    """Token ids to final normed hidden states.
+
+    Attributes:
+      config: the architecture.
+      dtype: dtype of activations; matrix products accumulate in float32 whatever it is.
+      remat: recompute each layer in the backward pass instead of keeping its activations.
+      lora_scale, lora_dropout: alpha / rank and input dropout of the adapter, if one is given.
+    """
+
+    config: ModelConfig
+    dtype: Any = jnp.float32
+    remat: bool = False
+    lora_scale: float = 1.0
+    lora_dropout: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        positions: jax.Array,
+        segments: jax.Array,
+        past: tuple[KeyValues, ...] = (),
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, KeyValues]:
+        """Reads rows of tokens.
+
+        Args:
+          input_ids, positions, segments: int32 [B, T]; positions count from the start of the text a
+            token belongs to, so they restart within packed rows and go on after a prefix.
+          past: blocks of keys and values that the new tokens attend to besides themselves.
+          deterministic: False applies the adapter's dropout (needs a 'dropout' key).
+
+        Returns:
+          hidden [B, T, D] after the final norm, and the KeyValues of the tokens just read.
+        """
+        config = self.config
+        embed = self.param(
+            "embed_tokens",
+            lambda key, shape: {"embedding": nn.initializers.normal(0.02)(key, shape)},
+            (config.vocab_size, config.hidden_size),
+        )
+        if not config.tie_word_embeddings:
+            # Declared here so that init makes it and the parameter table finds it; used by `head_weight`.
+            self.param(
+                "lm_head",
+                lambda key, shape: {"weight": nn.initializers.normal(0.02)(key, shape)},
+                (config.vocab_size, config.hidden_size),
+            )
+        x = jnp.take(embed["embedding"], input_ids, axis=0).astype(self.dtype)  # [B, T, D]
+        cos, sin = rotary_angles(config, positions)
+        masks = [
+            visible(positions, segments, block.positions, block.segments, config.sliding_window)
+            for block in past
+        ]
+        masks.append(visible(positions, segments, positions, segments, config.sliding_window))
+
+        layer = nn.remat(DecoderLayer, prevent_cse=False) if self.remat else DecoderLayer
+        layers = nn.scan(
+            layer,
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=config.num_hidden_layers,
+        )(config, self.lora_scale, self.lora_dropout, deterministic, name="layers")
+        x, (keys, values) = layers(x, [(block.keys, block.values) for block in past], cos, sin, masks)
+        hidden = RMSNorm(config.rms_norm_eps, name="norm")(x)
+        return hidden, KeyValues(keys, values, positions, segments)
+
+
+def head_weight(params: dict) -> jax.Array:
+    """The output head [V, D]: `lm_head` where the checkpoint has one, else the tied embedding."""
+    return params["lm_head"]["weight"] if "lm_head" in params else params["embed_tokens"]["embedding"]
+
+
+def apply_head(hidden: jax.Array, weight: jax.Array) -> jax.Array:
+    """Float32 logits [..., V] of hidden states [..., D] under the head [V, D]."""
+    return jnp.einsum(
+        "...d,vd->...v", hidden, weight.astype(hidden.dtype), preferred_element_type=jnp.float32
+    )
+
+
+def param_shapes(config: ModelConfig) -> dict:
+    """The tree of jax.ShapeDtypeStruct that a checkpoint of this architecture fills (float32)."""
+    ids = jnp.zeros((1, 1), jnp.int32)
+    return jax.eval_shape(Decoder(config).init, jax.random.key(0), ids, ids, ids)["params"]
