@@ -1,0 +1,46 @@
+"""Orbax checkpoints of what training changes: adapter, optimiser state and step, with JSON beside them.
+
+Never the base: it is not modified, and its fingerprint in the JSON says which one belongs to an adapter.
+"""
+
+import os
+
+import jax
+import orbax.checkpoint as ocp
+
+
+class Checkpoints:
+    """The checkpoints of one injection, newest kept. Use as a context manager: leaving waits for writes."""
+
+    def __init__(self, directory: str | os.PathLike, keep: int = 2):
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.LatestN(keep), create=True
+        )
+        self._manager = ocp.CheckpointManager(os.path.abspath(directory), options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state, record: dict) -> None:
+        """Starts writing a checkpoint; arrays are copied before this returns, the disk is written after."""
+        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
+        self._manager.save(step, args=arguments)
+
+    def read_record(self, step: int) -> dict:
+        """The JSON of a checkpoint."""
+        arguments = ocp.args.Composite(record=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=arguments)["record"]
+
+    def restore(self, step: int, like):
+        """The state of a checkpoint, with the structure, shapes, dtypes and shardings of `like`."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        return self._manager.restore(step, args=arguments)["state"]
