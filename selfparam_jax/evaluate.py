@@ -1,0 +1,199 @@
+"""Question answering scores, and how far a model has drifted on text that has nothing to do with the contexts."""
+
+import collections
+import functools
+import re
+import string
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from selfparam_jax.contexts import Context
+from selfparam_jax.generate import generate
+from selfparam_jax.model import Decoder, apply_head, head_weight
+from selfparam_jax.objective import cross_entropy, kl_from_logits
+from selfparam_jax.packing import Piece, fill_rows, first_fit_decreasing
+from selfparam_jax.prompts import Prompt
+
+PAPER_TOKENS = 10  # the paper's decoding: this many new tokens, no stop
+SHORT_TOKENS = 24  # the longest answer in `short` decoding
+
+
+def normalize(text: str) -> str:
+    """SQuAD's normalisation: lower case, no punctuation, no articles, single spaces."""
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def token_f1(prediction: str, gold: str) -> float:
+    """SQuAD's token F1 of normalised texts; two empty texts agree."""
+    predicted, wanted = normalize(prediction).split(), normalize(gold).split()
+    if not predicted or not wanted:
+        return float(predicted == wanted)
+    common = sum((collections.Counter(predicted) & collections.Counter(wanted)).values())
+    return 2.0 * common / (len(predicted) + len(wanted))
+
+
+def exact_match(prediction: str, gold: str) -> float:
+    """1.0 if the normalised texts are equal."""
+    return float(normalize(prediction) == normalize(gold))
+
+
+def contains(prediction: str, gold: str) -> float:
+    """1.0 if the normalised gold answer stands in the prediction as whole words."""
+    return float(f" {normalize(gold)} " in f" {normalize(prediction)} ")
+
+
+def best(metric: Callable[[str, str], float], prediction: str, golds: Sequence[str]) -> float:
+    """The metric against the gold answer that suits it best."""
+    return max(metric(prediction, gold) for gold in golds)
+
+
+def bootstrap_interval(groups: Sequence[Sequence[float]], seed: int = 0, samples: int = 2000) -> list[float]:
+    """95 % percentile interval of the mean of group means, resampling contexts and, in each, questions."""
+    rng = np.random.default_rng(seed)
+    arrays = [np.asarray(group, np.float64) for group in groups]
+    means = np.empty(samples)
+    for n in range(samples):
+        chosen = rng.integers(len(arrays), size=len(arrays))
+        means[n] = np.mean([rng.choice(arrays[i], len(arrays[i])).mean() for i in chosen])
+    return [float(bound) for bound in np.percentile(means, [2.5, 97.5])]
+
+
+def answer_questions(
+    model: Decoder,
+    variables: dict,
+    prompt: Prompt,
+    contexts: Sequence[Context],
+    with_context: bool,
+    batch_size: int = 16,
+) -> list[list[dict]]:
+    """Answers every question of every context.
+
+    One greedy run gives both decodings: `short` is cut at the first stop, `paper` is the first 10 tokens.
+
+    Returns:
+      per context and question: {"answer", "f1", "em", "contains", "paper", "f1_paper"}.
+    """
+    questions = [(c, q) for c, context in enumerate(contexts) for q in context.questions]
+    if with_context:
+        groups = [
+            (prompt.context_prefix(context.context), [(c, q) for q in context.questions])
+            for c, context in enumerate(contexts)
+        ]
+    else:
+        groups = [(prompt.head, questions)]
+    results: list[list[dict]] = [[] for _ in contexts]
+    for prefix, members in groups:
+        if not members:
+            continue
+        prompts = [prompt.question(question.question) for _, question in members]
+        made = generate(
+            model, variables, prefix, prompts, SHORT_TOKENS, prompt.stop_ids, PAPER_TOKENS, batch_size
+        )
+        for (c, question), ids in zip(members, made, strict=True):
+            results[c].append(score_answer(prompt, ids, question.answers))
+    return results
+
+
+def short_answer(prompt: Prompt, ids: Sequence[int]) -> str:
+    """The text before the first line break or end of turn."""
+    stops = set(prompt.stop_ids)
+    end = next((n for n, token in enumerate(ids) if token in stops), len(ids))
+    # The stopping token may begin with text ("town.\\n" as one token): keep what stands before the break.
+    return prompt.decode(ids[: end + 1]).split("\n")[0].strip() if end < len(ids) else prompt.decode(ids).strip()
+
+
+def score_answer(prompt: Prompt, ids: Sequence[int], golds: Sequence[str]) -> dict:
+    """Both decodings of one generated answer, scored against its gold answers."""
+    short = short_answer(prompt, ids)
+    ended = next((n for n, token in enumerate(ids) if token in prompt.end_ids), len(ids))
+    paper = prompt.decode(ids[: min(PAPER_TOKENS, ended)]).strip()
+    return {
+        "answer": short,
+        "f1": best(token_f1, short, golds),
+        "em": best(exact_match, short, golds),
+        "contains": best(contains, short, golds),
+        "paper": paper,
+        "f1_paper": best(token_f1, paper, golds),
+    }
+
+
+def summarize(results: Sequence[Sequence[dict]]) -> dict | None:
+    """Mean over a context's questions, then over contexts; None if there is no question at all."""
+    groups = [group for group in results if group]
+    if not groups:
+        return None
+    scores = {
+        name: float(np.mean([np.mean([answer[name] for answer in group]) for group in groups]))
+        for name in ("f1", "em", "contains", "f1_paper")
+    }
+    scores["f1_ci95"] = bootstrap_interval([[answer["f1"] for answer in group] for group in groups])
+    return scores
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _drift_sums(model, base, injected, input_ids, positions, segments, index, weights):
+    """(nll before, nll after, KL(before || after), count) summed over the rows' loss positions."""
+    head = head_weight(base)
+    next_ids = jnp.take_along_axis(input_ids, index + 1, axis=1)
+
+    def states(params):
+        hidden, _ = model.apply({"params": params}, input_ids, positions, segments)
+        return jnp.take_along_axis(hidden, index[:, :, None], axis=1)
+
+    before, after = states(base), states(injected)
+
+    def row(sums, inputs):  # one row at a time: [M, V] logits, not [B, M, V]
+        before, after, targets, weights = inputs
+        kl = kl_from_logits(apply_head(before, head), apply_head(after, head))
+        terms = (
+            cross_entropy(before, head, targets, weights)[0],
+            cross_entropy(after, head, targets, weights)[0],
+            jnp.sum(kl * weights),
+            jnp.sum(weights),
+        )
+        return jax.tree.map(jnp.add, sums, terms), None
+
+    zeros = (jnp.zeros(()),) * 4
+    return jax.lax.scan(row, zeros, (before, after, next_ids, weights))[0]
+
+
+def measure_drift(
+    model: Decoder,
+    base: dict,
+    injected: dict,
+    prompt: Prompt,
+    texts: Sequence[str],
+    row_length: int = 256,
+    rows_per_call: int = 4,
+) -> dict:
+    """Perplexity on general text before and after, and mean KL(base || injected) per token.
+
+    base, injected: parameter trees of one architecture with the same (frozen) head. Every token after a text's first is predicted. Texts are cut to `row_length` tokens.
+
+    Returns:
+      {"perplexity_before", "perplexity_after", "kl", "tokens"}.
+    """
+    pieces = []
+    for text in texts:
+        ids = (tuple(prompt.head) + prompt.text(text))[:row_length]
+        predictors = tuple(range(len(prompt.head), len(ids) - 1))
+        pieces.append(Piece(ids, 0, predictors, (1.0,) * len(predictors), (0,) * len(predictors)))
+    assignment = first_fit_decreasing(pieces, row_length, row_length)
+    assignment += [[]] * (-len(assignment) % rows_per_call)
+    rows = fill_rows(pieces, assignment, row_length, row_length)
+    sums = np.zeros(4)
+    for begin in range(0, len(assignment), rows_per_call):
+        part = rows.take(slice(begin, begin + rows_per_call))
+        arrays = (part.input_ids, part.positions, part.segments, part.index, part.weights)
+        sums += np.asarray(_drift_sums(model, base, injected, *arrays), np.float64)
+    before, after, kl, count = sums
+    return {
+        "perplexity_before": float(np.exp(before / count)),
+        "perplexity_after": float(np.exp(after / count)),
+        "kl": float(kl / count),
+        "tokens": int(count),
+    }

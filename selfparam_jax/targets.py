@@ -1,0 +1,129 @@
+"""Target sentences: what the student is trained on, and which tokens of it carry the loss.
+
+Three kinds (METHOD: QA pairs, context tails, unrelated text); each is a `Sentence` that knows what the
+teacher reads before it. The generator of QA pairs joins here; today pairs come with the contexts file.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from selfparam_jax.contexts import Context
+from selfparam_jax.prompts import Prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetConfig:
+    """Which sentences, how many, and the loss weight of their tokens.
+
+    Attributes:
+      qa_per_context: QA pairs used per context; 0 means all.
+      question_weight, answer_weight: loss weight of a QA pair's tokens ((0, 1): answers only).
+      tails_per_context, tail_weight: context tails and the weight of their tokens.
+      unrelated_per_epoch, unrelated_weight: unrelated texts read per epoch, and their tokens' weight.
+      unrelated_tokens: an unrelated text is used up to this many tokens.
+      unrelated_context: whether the teacher reads a context before unrelated text (the paper's default);
+        False makes the term exactly "stay what you were".
+    """
+
+    qa_per_context: int = 0
+    question_weight: float = 1.0
+    answer_weight: float = 1.0
+    tails_per_context: int = 0
+    tail_weight: float = 1.0
+    unrelated_per_epoch: int = 0
+    unrelated_weight: float = 1.0
+    unrelated_tokens: int = 48
+    unrelated_context: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Sentence:
+    """One target sentence.
+
+    Attributes:
+      kind: "qa", "tail" or "unrelated".
+      context: index of the context that the teacher reads before it; None: only the prompt's head.
+      ids: token ids; ids that are also in the context's prefix only for a tail.
+      weights: loss weight per token.
+      start: for a tail, how many tokens of the context's prefix come before it; else None.
+      record: what a person reads in targets.jsonl.
+    """
+
+    kind: str
+    context: int | None
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
+    start: int | None
+    record: dict
+
+    @property
+    def loss_tokens(self) -> int:
+        return sum(weight > 0 for weight in self.weights)
+
+
+def qa_sentences(contexts: Sequence[Context], prompt: Prompt, config: TargetConfig) -> list[Sentence]:
+    """The QA pairs that came with the contexts."""
+    sentences = []
+    for index, context in enumerate(contexts):
+        pairs = context.qa_pairs
+        if config.qa_per_context > len(pairs):
+            raise ValueError(
+                f"targets.qa_per_context = {config.qa_per_context}, but context {context.id!r} has "
+                f"{len(pairs)} qa_pairs; lower it, or 0 to use all there are"
+            )
+        for pair in pairs[: config.qa_per_context or len(pairs)]:
+            question, answer = prompt.question(pair.question), prompt.answer(pair.answer)
+            weights = (config.question_weight,) * len(question) + (config.answer_weight,) * len(answer)
+            record = {"kind": "qa", "context": context.id, "question": pair.question, "answer": pair.answer}
+            sentences.append(Sentence("qa", index, question + answer, weights, None, record))
+    return sentences
+
+
+def tail_sentences(
+    contexts: Sequence[Context], prompt: Prompt, config: TargetConfig, seed: int, longest: int
+) -> list[Sentence]:
+    """Tails of each context from random tokens on, at most `longest` tokens each."""
+    sentences = []
+    for index, context in enumerate(contexts):
+        prefix = prompt.context_prefix(context.context)
+        whole = len(prompt.context_prefix("")), len(prefix)
+        rng = np.random.default_rng([seed, index])
+        for cut in rng.integers(whole[0] + 1, max(whole[1] - 8, whole[0] + 2), config.tails_per_context):
+            ids = prefix[int(cut) : int(cut) + longest]
+            record = {"kind": "tail", "context": context.id, "text": prompt.decode(ids)}
+            weights = (config.tail_weight,) * len(ids)
+            sentences.append(Sentence("tail", index, ids, weights, int(cut), record))
+    return sentences
+
+
+def unrelated_sentences(
+    texts: Sequence[str], prompt: Prompt, config: TargetConfig, count: int, num_contexts: int, seed: int
+) -> list[Sentence]:
+    """`count` different unrelated texts; with `unrelated_context` the contexts take turns before them."""
+    if count > len(texts):
+        raise ValueError(
+            f"{count} unrelated texts are needed, but the file has {len(texts)}; add texts or lower it"
+        )
+    order = np.random.default_rng([seed, 1]).permutation(len(texts))[:count]
+    sentences = []
+    for turn, chosen in enumerate(order):
+        ids = prompt.text(texts[chosen])[: config.unrelated_tokens]
+        context = turn % num_contexts if config.unrelated_context else None
+        record = {"kind": "unrelated", "context": context, "text": prompt.decode(ids)}
+        sentences.append(
+            Sentence("unrelated", context, ids, (config.unrelated_weight,) * len(ids), None, record)
+        )
+    return sentences
+
+
+def slot_starts(sentences: Sequence[Sentence]) -> np.ndarray:
+    """Where each sentence's loss tokens begin in the hidden-state store, int64 [len + 1]; the last is its size."""
+    return np.concatenate([[0], np.cumsum([sentence.loss_tokens for sentence in sentences])]).astype(np.int64)
+
+
+def records_text(sentences: Sequence[Sentence]) -> str:
+    """The JSON lines of targets.jsonl."""
+    return "".join(json.dumps(sentence.record, ensure_ascii=False) + "\n" for sentence in sentences)
