@@ -1,0 +1,90 @@
+"""Every setting with its default. The other configurations start from here and change a few.
+
+    python -m selfparam_jax.main --config=configs/base.py --workdir=/tmp/run
+
+Any field can be set on the command line: `--config.lora.rank=16 --config.train.epochs=8`.
+"""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "examples"
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The defaults. `arg` is what follows the colon in `--config=FILE:arg`; here it must be empty."""
+    if arg:
+        raise ValueError(f"configs/base.py takes no argument, got {arg!r}")
+    config = ConfigDict()
+
+    # "batch": all contexts into one set of weights. "single": each context on its own.
+    config.job = "batch"
+    config.seed = 0
+
+    # The model: "smollm2-135m-instruct" (embedded), a directory in Hugging Face's layout, a .gguf file,
+    # or a hub id such as "openlm-research/open_llama_3b_v2".
+    config.model = "smollm2-135m-instruct"
+    # dtype of weights and activations: "float32" or "bfloat16". Products always accumulate in float32.
+    config.dtype = "float32"
+    # Recompute each layer in the backward pass: less memory, a quarter more time.
+    config.remat = False
+
+    # How context, question and answer become text: "plain", "worked" (plain, and a reader with context
+    # sees four worked examples first; what small models need), "paper", or "chat".
+    config.prompt = "worked"
+
+    # What is written into the weights: a JSONL file of contexts or a folder of .txt and .md files.
+    config.contexts = str(EXAMPLES / "documents.jsonl")
+    config.context_ids = ()  # only these, in this order; () means all
+    config.limit = 0  # only the first so many; 0 means all
+    # Unrelated text that keeps the model what it was (JSONL with "text", or paragraphs in a .txt).
+    config.unrelated = str(EXAMPLES / "general_train.jsonl")
+
+    config.targets = ConfigDict()
+    config.targets.qa_per_context = 0  # QA pairs per context; 0 means all that the file brings
+    # Loss weight of a QA pair's tokens: answers only (0, 1), or the whole sentence (1, 1) as published.
+    config.targets.question_weight = 0.0
+    config.targets.answer_weight = 1.0
+    config.targets.tails_per_context = 0  # context tails from random tokens on
+    config.targets.tail_weight = 1.0
+    config.targets.unrelated_per_epoch = 24  # unrelated texts per pass over the QA pairs
+    config.targets.unrelated_weight = 1.0
+    config.targets.unrelated_tokens = 48  # an unrelated text is used up to this many tokens
+    # Whether the teacher reads a context before unrelated text (published: yes). False makes the term
+    # exactly "stay what you were".
+    config.targets.unrelated_context = False
+
+    config.lora = ConfigDict()
+    config.lora.rank = 8
+    config.lora.alpha = 32.0
+    config.lora.dropout = 0.0
+    config.lora.targets = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
+
+    config.train = ConfigDict()
+    config.train.epochs = 8  # passes over the QA pairs
+    config.train.batch_rows = 1  # rows per optimiser step; a multiple of the number of devices
+    config.train.row_length = 256  # tokens per row; sentences are packed into rows
+    config.train.loss_length = 96  # tokens per row that may carry loss
+    config.train.pack = True  # False: one sentence per row (the slow reference)
+    config.train.learning_rate = 2e-3
+    config.train.b_ratio = 1.0  # learning rate of LoRA's B relative to A (LoRA+)
+    config.train.schedule = "cosine"  # "constant", "linear" or "cosine"
+    config.train.warmup = 0.05  # share of the steps
+    config.train.final_fraction = 0.05  # where the schedule ends, relative to its peak
+    config.train.clip_norm = 1.0  # global gradient norm; 0 means no clipping
+    config.train.weight_decay = 0.0
+    config.train.beta1 = 0.9
+    config.train.beta2 = 0.99
+    config.train.temperature = 1.0  # of teacher and student in the KL
+    config.train.checkpoint_every = 100  # steps; 0 means only at the end
+
+    config.eval = ConfigDict()
+    # Text on which drift is measured; never trained on. "" measures none.
+    config.eval.general = str(EXAMPLES / "general_eval.jsonl")
+    config.eval.batch_size = 16  # questions decoded together
+
+    # The merged model as a Hugging Face directory under WORKDIR/merged (job "batch"): "bfloat16",
+    # "float32", or "" for none.
+    config.export_dtype = "bfloat16"
+    return config

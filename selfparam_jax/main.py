@@ -1,0 +1,35 @@
+"""Command line: `python -m selfparam_jax.main --config=configs/batch.py --workdir=DIR`."""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from selfparam_jax import jobs
+from selfparam_jax.trainer import NotFiniteError
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, FILE or FILE:argument.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything the job writes; resumed if it exists.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; settings are given as --config.NAME=VALUE")
+    try:
+        results = jobs.run_job(CONFIG.value, WORKDIR.value)
+    except (jobs.Interrupted, KeyboardInterrupt) as stop:
+        print(str(stop) or "stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, NotFiniteError) as error:
+        logging.debug("traceback", exc_info=True)  # shown with --verbosity=1
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    scores = results["scores"]
+    if scores["injected"]:
+        print("F1  " + "  ".join(f"{system} {scores[system]['f1']:.3f}" for system in jobs.SYSTEMS))
+    print(f"report: {WORKDIR.value}/report.md")
+
+
+if __name__ == "__main__":
+    app.run(main)
