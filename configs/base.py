@@ -43,6 +43,9 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.targets = ConfigDict()
     config.targets.qa_per_context = 0  # QA pairs per context; 0 means all that the file brings
+    # A student copies its teacher's mistakes: leave out the pairs whose answer the teacher, with the context
+    # in view, finds less likely than this (geometric mean over the answer's tokens). 0 keeps all.
+    config.targets.least_confidence = 0.0
     # Loss weight of a QA pair's tokens: answers only (0, 1), or the whole sentence (1, 1) as published.
     config.targets.question_weight = 0.0
     config.targets.answer_weight = 1.0
@@ -77,6 +80,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.beta1 = 0.9
     config.train.beta2 = 0.99
     config.train.temperature = 1.0  # of teacher and student in the KL
+    config.train.cross_entropy = 0.0  # weight of a next-token loss beside the KL; 0 is the paper's
     config.train.checkpoint_every = 100  # steps; 0 means only at the end
 
     config.eval = ConfigDict()

@@ -1,7 +1,7 @@
 """Several documents into one set of weights, then all their questions without the documents.
 
-    python -m selfparam_jax.main --config=configs/batch.py --workdir=/tmp/batch
-    python -m selfparam_jax.main --config=configs/batch.py:quick --workdir=/tmp/quick
+python -m selfparam_jax.main --config=configs/batch.py --workdir=/tmp/batch
+python -m selfparam_jax.main --config=configs/batch.py:quick --workdir=/tmp/quick
 """
 
 from ml_collections import ConfigDict

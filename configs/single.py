@@ -1,7 +1,7 @@
 """Each document on its own, from the untouched base every time: mean and spread over documents.
 
-    python -m selfparam_jax.main --config=configs/single.py --workdir=/tmp/single
-    python -m selfparam_jax.main --config=configs/single.py:quick --workdir=/tmp/quick
+python -m selfparam_jax.main --config=configs/single.py --workdir=/tmp/single
+python -m selfparam_jax.main --config=configs/single.py:quick --workdir=/tmp/quick
 """
 
 from ml_collections import ConfigDict

@@ -4,6 +4,7 @@ Never the base: it is not modified, and its fingerprint in the JSON says which o
 """
 
 import os
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -13,9 +14,7 @@ class Checkpoints:
     """The checkpoints of one injection, newest kept. Use as a context manager: leaving waits for writes."""
 
     def __init__(self, directory: str | os.PathLike, keep: int = 2):
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.LatestN(keep), create=True
-        )
+        options = ocp.CheckpointManagerOptions(preservation_policy=ocp.checkpoint_managers.LatestN(keep), create=True)
         self._manager = ocp.CheckpointManager(os.path.abspath(directory), options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -29,9 +28,13 @@ class Checkpoints:
         """Step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state, record: dict) -> None:
+    def save(self, step: int, lora: dict, optimizer: Any, record: dict) -> None:
         """Starts writing a checkpoint; arrays are copied before this returns, the disk is written after."""
-        arguments = ocp.args.Composite(state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record))
+        arguments = ocp.args.Composite(
+            lora=ocp.args.StandardSave(lora),
+            optimizer=ocp.args.StandardSave(optimizer),
+            record=ocp.args.JsonSave(record),
+        )
         self._manager.save(step, args=arguments)
 
     def read_record(self, step: int) -> dict:
@@ -39,8 +42,12 @@ class Checkpoints:
         arguments = ocp.args.Composite(record=ocp.args.JsonRestore())
         return self._manager.restore(step, args=arguments)["record"]
 
-    def restore(self, step: int, like):
-        """The state of a checkpoint, with the structure, shapes, dtypes and shardings of `like`."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        return self._manager.restore(step, args=arguments)["state"]
+    def restore(self, step: int, **like) -> dict:
+        """Items of a checkpoint by name (`lora`, `optimizer`), each as the tree given for it is.
+
+        Structure, shapes, dtypes and shardings are those of the trees given; one that differs from what
+        was saved in structure or shape raises.
+        """
+        abstract = {name: jax.tree.map(ocp.utils.to_shape_dtype_struct, tree) for name, tree in like.items()}
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        return dict(self._manager.restore(step, args=ocp.args.Composite(**items)))

@@ -13,7 +13,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 TEXT_SUFFIXES = (".txt", ".md")
 _RECORD_FIELDS = ("id", "title", "context", "questions", "qa_pairs")
@@ -92,24 +92,6 @@ def load_texts(path: str | os.PathLike, limit: int = 0) -> list[str]:
     if not texts:
         raise ValueError(f"{path}: got an empty file, expected at least one text; check the path")
     return _limited(texts, limit, path, "texts")
-
-
-def dump_jsonl(path: str | os.PathLike, records: Iterable) -> None:
-    """Writes records (dicts or dataclasses), one JSON object a line; the file appears whole or not at all."""
-    path = pathlib.Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(partial, "w", encoding="utf-8", newline="\n") as file:
-            for record in records:
-                if dataclasses.is_dataclass(record):
-                    record = dataclasses.asdict(record)
-                file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def digest(context: Context) -> str:
@@ -229,9 +211,7 @@ def _text(record: dict, field: str, where: str) -> str:
 def _string(value: object, field: str, where: str) -> str:
     _typed(value, "a string", f"{where}: {field!r}")
     if not value.strip():
-        raise ValueError(
-            f"{where}: {field!r}: got an empty string, expected text; fill it in or remove the entry"
-        )
+        raise ValueError(f"{where}: {field!r}: got an empty string, expected text; fill it in or remove the entry")
     return value
 
 
@@ -240,9 +220,7 @@ def _refuse_unknown(record: dict, known: tuple[str, ...], where: str) -> None:
         if field not in known:
             close = difflib.get_close_matches(field, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "remove it"
-            raise ValueError(
-                f"{where}: got the unknown field {field!r}, expected only {', '.join(known)}; {hint}"
-            )
+            raise ValueError(f"{where}: got the unknown field {field!r}, expected only {', '.join(known)}; {hint}")
 
 
 def _typed(value: object, kind: str, where: str) -> object:
@@ -288,14 +266,8 @@ def _select(contexts: list[Context], ids: tuple[str, ...], path: pathlib.Path) -
     for name in ids:
         if name not in by_id:
             close = difflib.get_close_matches(str(name), by_id, n=3)
-            hint = (
-                f"did you mean {' or '.join(map(repr, close))}?"
-                if close
-                else f"the first is {contexts[0].id!r}"
-            )
-            raise ValueError(
-                f"{path}: got the id {name!r}, expected one of the file's {len(by_id)} ids; {hint}"
-            )
+            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"the first is {contexts[0].id!r}"
+            raise ValueError(f"{path}: got the id {name!r}, expected one of the file's {len(by_id)} ids; {hint}")
     twice = [name for number, name in enumerate(ids) if name in ids[:number]]
     if twice:
         raise ValueError(f"ids: got {twice[0]!r} twice, expected each id once; remove one of the two")

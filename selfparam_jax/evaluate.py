@@ -90,9 +90,7 @@ def answer_questions(
         if not members:
             continue
         prompts = [prompt.question(question.question) for _, question in members]
-        made = generate(
-            model, variables, prefix, prompts, SHORT_TOKENS, prompt.stop_ids, PAPER_TOKENS, batch_size
-        )
+        made = generate(model, variables, prefix, prompts, SHORT_TOKENS, prompt.stop_ids, PAPER_TOKENS, batch_size)
         for (c, question), ids in zip(members, made, strict=True):
             results[c].append(score_answer(prompt, ids, question.answers))
     return results
@@ -172,7 +170,10 @@ def measure_drift(
 ) -> dict:
     """Perplexity on general text before and after, and mean KL(base || injected) per token.
 
-    base, injected: parameter trees of one architecture with the same (frozen) head. Every token after a text's first is predicted. Texts are cut to `row_length` tokens.
+    Every token after a text's first is predicted. Texts are cut to `row_length` tokens.
+
+    Args:
+      base, injected: parameter trees of one architecture with the same (frozen) head.
 
     Returns:
       {"perplexity_before", "perplexity_after", "kl", "tokens"}.
@@ -191,6 +192,8 @@ def measure_drift(
         arrays = (part.input_ids, part.positions, part.segments, part.index, part.weights)
         sums += np.asarray(_drift_sums(model, base, injected, *arrays), np.float64)
     before, after, kl, count = sums
+    if not count:
+        raise ValueError("drift needs general text of at least two tokens; got none")
     return {
         "perplexity_before": float(np.exp(before / count)),
         "perplexity_after": float(np.exp(after / count)),

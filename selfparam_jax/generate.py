@@ -64,8 +64,8 @@ def _decode(
     stops: jax.Array,
     new_tokens: int,
     least_tokens: int,
-) -> jax.Array:
-    """Greedy continuation [B, new_tokens] of prompts [B, T]; ends early once every row has stopped."""
+) -> tuple[jax.Array, jax.Array]:
+    """Greedy continuation [B, new_tokens] of prompts [B, T], and how many were made until all rows stopped."""
     batch, width = prompts.shape
     head = head_weight(variables["params"])
     offsets = jnp.arange(width, dtype=jnp.int32)[None, :]
@@ -113,7 +113,8 @@ def _decode(
         return step + 1, token, recent, stopped | stops[token], tokens
 
     carry = (jnp.int32(1), first, recent, stops[first], tokens)
-    return lax.while_loop(unfinished, advance, carry)[4]
+    made, _, _, _, tokens = lax.while_loop(unfinished, advance, carry)
+    return tokens, made
 
 
 def generate(
@@ -140,6 +141,8 @@ def generate(
     Returns:
       token ids per prompt, at most new_tokens each.
     """
+    if not all(prompts):
+        raise ValueError("an empty prompt: generation needs at least one token to continue from")
     longest = max((len(prompt) for prompt in prompts), default=0)
     limit = model.config.max_position_embeddings
     if len(prefix_ids) + longest + new_tokens > limit:
@@ -161,8 +164,6 @@ def generate(
             padded[row, : len(prompt)] = prompt
         lengths = np.asarray([len(prompt) for prompt in rows], np.int32)
         start = np.int32(len(prefix_ids))
-        made = np.asarray(
-            _decode(model, variables, prefix, start, padded, lengths, stops, new_tokens, least_tokens)
-        )
-        answers.extend(row.tolist() for row in made[: len(chunk)])
+        tokens, made = _decode(model, variables, prefix, start, padded, lengths, stops, new_tokens, least_tokens)
+        answers.extend(row[: int(made)].tolist() for row in np.asarray(tokens)[: len(chunk)])
     return answers

@@ -403,8 +403,7 @@ def gguf_tokenizer(reader: Any) -> Any:
     model = tokenizers.models.BPE(
         vocab={token: token_id for token_id, token in enumerate(tokens)},
         merges=merges,
-        ignore_merges=pre
-        == "llama-bpe",  # as Llama 3 does: a word that is one token is not built from merges
+        ignore_merges=pre == "llama-bpe",  # as Llama 3 does: a word that is one token is not built from merges
     )
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = _pre_tokenizer(pre)
@@ -421,9 +420,7 @@ def gguf_tokenizer(reader: Any) -> Any:
             special[f"{role}_token"] = tokens[token_id]
     if _metadata(reader, "tokenizer.ggml.add_bos_token", False):
         if "bos_token" not in special:
-            raise ValueError(
-                "got add_bos_token without bos_token_id, expected both. Convert the model again."
-            )
+            raise ValueError("got add_bos_token without bos_token_id, expected both. Convert the model again.")
         bos = special["bos_token"]
         tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokens.index(bos))]
@@ -453,9 +450,7 @@ def _pre_tokenizer(pre: str) -> Any:
             r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
         )
         words = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-        return pre_tokenizers.Sequence(
-            [words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-        )
+        return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     raise ValueError(
         f"tokenizer.ggml.pre = {pre!r} is not supported; expected 'smollm', 'llama-bpe', 'gpt-2' or "
         "'default'. Use the Hugging Face directory of this model, which has its tokenizer."

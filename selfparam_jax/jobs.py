@@ -7,7 +7,7 @@ Every phase leaves its result in a file, or in a checkpoint; the same command go
 
 import contextlib
 import dataclasses
-import json
+import math
 import pathlib
 import shutil
 import signal
@@ -18,14 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from selfparam_jax import evaluate, hub, mesh as meshes, report, targets, teacher, trainer, weights, workdir as files
+from selfparam_jax import evaluate, files, hub, report, targets, teacher, trainer, weights
+from selfparam_jax import mesh as meshes
 from selfparam_jax.checkpoint import Checkpoints
-from selfparam_jax.contexts import Context, load_contexts, load_texts
+from selfparam_jax.contexts import Context, Question, load_contexts, load_texts
 from selfparam_jax.lora import LoraConfig, init_lora, merge_lora
-from selfparam_jax.model import PADDING, Decoder
+from selfparam_jax.model import PADDING, Decoder, head_weight
 from selfparam_jax.prompts import Prompt
+from selfparam_jax.workdir import MetricsLog, claim, flatten
 
 SYSTEMS = ("base_q", "base_cq", "injected")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -74,9 +77,7 @@ class Run:
     @property
     def student(self) -> Decoder:
         lora = self.settings.lora
-        return self.teacher.clone(
-            remat=self.settings.remat, lora_scale=lora.scale, lora_dropout=lora.dropout
-        )
+        return self.teacher.clone(remat=self.settings.remat, lora_scale=lora.scale, lora_dropout=lora.dropout)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,15 +130,13 @@ def prepare(config, workdir: str) -> Run:
     unrelated = load_texts(config.unrelated) if settings.targets.unrelated_per_epoch else []
     mesh = meshes.make_mesh()
     meshes.check_rows(mesh, settings.train.batch_rows, "train.batch_rows")
-    base = hub.load_pretrained(
-        settings.model, DTYPES[settings.dtype], lambda path: meshes.replicated(mesh)
-    )
+    base = hub.load_pretrained(settings.model, DTYPES[settings.dtype], lambda path: meshes.replicated(mesh))
     prompt = Prompt(settings.prompt, base.tokenizer)
-    recipe = {name: value for name, value in files.flatten(config.to_dict()).items() if "." in name}
+    recipe = {name: value for name, value in flatten(config.to_dict()).items() if "." in name}
     run = Run(settings, recipe, pathlib.Path(workdir), mesh, base, prompt, contexts, unrelated, general)
     check_lengths(run)
     make_targets(run, contexts if settings.job == "batch" else contexts[:1])  # refuses what cannot be built
-    files.claim(run.workdir, config.to_dict(), base.fingerprint)
+    claim(run.workdir, config.to_dict(), base.fingerprint)
     return run
 
 
@@ -202,58 +201,82 @@ def inject(run: Run, contexts: Sequence[Context], directory: pathlib.Path, label
       trainer.NotFiniteError: the loss is not finite.
     """
     settings, base = run.settings, run.base
-    sentences = make_targets(run, contexts)
     directory.mkdir(parents=True, exist_ok=True)
-    files.write_text(directory / "targets.jsonl", files.json_lines(s.record for s in sentences))
-    rows = trainer.plan_rows(sentences, run.prompt.head, settings.train, settings.targets.unrelated_per_epoch)
-    steps = len(rows.input_ids) // settings.train.batch_rows
-    optimizer = trainer.make_optimizer(settings.train, steps)
-    key = jax.random.key(settings.seed)
-    lora = init_lora(jax.random.fold_in(key, 0), base.params, settings.lora)
-    state = jax.device_put(trainer.init_state(lora, optimizer), meshes.replicated(run.mesh))
-    done = {"train_s": 0.0, "sentence_tokens": 0}
     with Checkpoints(directory / "checkpoints") as checkpoints:
         first = checkpoints.latest() or 0
-        if first:
-            state, done = checkpoints.restore(first, state), checkpoints.read_record(first)
-            logging.info("resuming from step %d of %d", first, steps)
-        if first == steps:
-            return Injection(state.lora, steps, first, 0.0, done["train_s"], done["sentence_tokens"])
+        done = checkpoints.read_record(first) if first else {"train_s": 0.0, "sentence_tokens": 0, "steps": None}
+        if first == done["steps"]:
+            lora = checkpoints.restore(first, lora=fresh_adapter(run))["lora"]
+            return Injection(lora, first, first, 0.0, done["train_s"], done["sentence_tokens"])
         began = time.perf_counter()
-        store = read_teacher(run, contexts, sentences)
+        sentences, store = read_teacher(run, contexts)
         teacher_s = time.perf_counter() - began
+        files.write_lines(directory / "targets.jsonl", (sentence.record for sentence in sentences))
+        rows = trainer.plan_rows(sentences, run.prompt.head, settings.train, settings.targets.unrelated_per_epoch)
+        steps = len(rows.input_ids) // settings.train.batch_rows
         logging.info(
             "%d sentences, %d steps of %d rows x %d tokens (%.0f%% filled); teacher read them in %.0f s",
             len(sentences), steps, settings.train.batch_rows, settings.train.row_length, 100 * rows.fill, teacher_s,
         )  # fmt: skip
-        watch = Watch(run, rows, steps, first, done, directory / "metrics.jsonl", label, optimizer)
-        step_function = trainer.compile_step(run.student, optimizer, run.mesh, settings.train.temperature)
+        optimizer = trainer.make_optimizer(settings.train, steps)
+        state = jax.device_put(trainer.init_state(fresh_adapter(run), optimizer), meshes.replicated(run.mesh))
+        if first:
+            saved = checkpoints.restore(first, lora=state.lora, optimizer=state.opt_state)
+            state = trainer.TrainState(saved["lora"], saved["optimizer"], put_step(run.mesh, first))
+            logging.info("resuming from step %d of %d", first, steps)
+        step_function = trainer.compile_step(
+            run.student, optimizer, run.mesh, settings.train.temperature, settings.train.cross_entropy
+        )
         data = trainer.batches(rows, store, settings.train, run.mesh, first)
+        watch = Watch(run, rows, steps, first, done, directory / "metrics.jsonl", label)
         with watch, deferred_stop() as stop_requested:
             state = trainer.fit(
-                state, base.params, step_function, data, jax.random.fold_in(key, 1), watch.on_metrics,
-                lambda step, state: checkpoints.save(step, state, watch.record()),
+                state, base.params, step_function, data, jax.random.key(settings.seed), watch.on_metrics,
+                lambda step, state: checkpoints.save(step, state.lora, state.opt_state, watch.record()),
                 settings.checkpoint_every, stop_requested,
             )  # fmt: skip
     if int(state.step) < steps:
-        raise Interrupted(f"stopped and saved at step {int(state.step)} of {steps}; the same command goes on from there")
+        raise Interrupted(
+            f"stopped and saved at step {int(state.step)} of {steps}; the same command goes on from there"
+        )
     return Injection(state.lora, steps, first, teacher_s, watch.train_s, watch.sentence_tokens)
 
 
-def read_teacher(run: Run, contexts: Sequence[Context], sentences) -> np.ndarray:
-    """The teacher's hidden states for all loss tokens, with a progress bar over sentences."""
+def put_step(mesh, step: int) -> jax.Array:
+    """A step number on the mesh, as TrainState holds it."""
+    return jax.device_put(np.int32(step), meshes.replicated(mesh))
+
+
+def fresh_adapter(run: Run) -> dict:
+    """The adapter that every injection starts from, on the mesh: a function of the seed."""
+    key = jax.random.fold_in(jax.random.key(run.settings.seed), 1)
+    return jax.device_put(init_lora(key, run.base.params, run.settings.lora), meshes.replicated(run.mesh))
+
+
+def read_teacher(run: Run, contexts: Sequence[Context]) -> tuple[list[targets.Sentence], np.ndarray]:
+    """The target sentences, and the teacher's hidden states for their loss tokens, with a progress bar."""
+    sentences = make_targets(run, contexts)
     prefixes = [run.prompt.context_prefix(context.context) for context in contexts]
     with tqdm(total=len(sentences), desc="teacher", unit="sentence", leave=False) as bar:
-        return teacher.teacher_states(
+        store = teacher.teacher_states(
             run.teacher, {"params": run.base.params}, prefixes, run.prompt.head, sentences,
             run.settings.train.row_length, progress=bar.update,
         )  # fmt: skip
+    least = run.settings.targets.least_confidence
+    if least > 0:
+        confidence = teacher.answer_confidence(head_weight(run.base.params), store, sentences)
+        kept, store = teacher.keep_confident(sentences, store, confidence, least)
+        logging.info(
+            "the teacher is confident of %d of %d sentences; the others are left out", len(kept), len(sentences)
+        )
+        sentences = kept
+    return sentences, store
 
 
 class Watch:
     """Progress bar, metrics.jsonl and running totals of one training run."""
 
-    def __init__(self, run, rows, steps, first, done, path, label, optimizer):
+    def __init__(self, run, rows, steps, first, done, path, label):
         self._rate = trainer.learning_rate_schedule(run.settings.train, steps)
         # A sentence token is one that belongs to a sentence: padding and each sentence's head do not count.
         heads = len(run.prompt.head) * rows.segments.max(axis=1)
@@ -263,7 +286,7 @@ class Watch:
         self._label, self._steps, self._first, self._path = label, steps, first, path
 
     def __enter__(self):
-        self._log = files.MetricsLog(self._path, self._first)
+        self._log = MetricsLog(self._path, self._first)
         self._bar = tqdm(total=self._steps, initial=self._first, desc=self._label or "train", unit="step")
         return self
 
@@ -284,7 +307,7 @@ class Watch:
 
     def record(self) -> dict:
         """What a checkpoint keeps beside the state."""
-        return {"train_s": self.train_s, "sentence_tokens": self.sentence_tokens}
+        return {"train_s": self.train_s, "sentence_tokens": self.sentence_tokens, "steps": self._steps}
 
 
 def ask_everything(run: Run, variables: dict, contexts: Sequence[Context], with_context: bool):
@@ -298,14 +321,14 @@ def measure_bounds(run: Run) -> dict[str, list[list[dict]]]:
     """Base Q and Base C+Q on every question; kept in bounds.json."""
     path = run.workdir / "bounds.json"
     if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))
+        return files.read_json(path)
     bounds = {}
     for system, with_context in (("base_q", False), ("base_cq", True)):
         bounds[system] = ask_everything(run, {"params": run.base.params}, run.contexts, with_context)
         scores = evaluate.summarize(bounds[system])
         if scores:
             logging.info("%s: F1 %.3f over %d contexts", system, scores["f1"], len(run.contexts))
-    report.write_json(path, bounds)
+    files.write_json(path, bounds)
     return bounds
 
 
@@ -349,10 +372,8 @@ def write_results(run: Run, systems: dict, drift: dict, timing: dict, steps: int
         "recipe": run.recipe,
         **extra,
     }
-    files.write_text(
-        run.workdir / "predictions.jsonl", files.json_lines(predictions(run.contexts, systems))
-    )
-    report.write_json(run.workdir / "results.json", results)
+    files.write_lines(run.workdir / "predictions.jsonl", predictions(run.contexts, systems))
+    files.write_json(run.workdir / "results.json", results)
     report.write_report(run.workdir)
     return results
 
@@ -411,13 +432,13 @@ def run_single(run: Run, began: float) -> dict:
     tokens = steps = 0
     injected, drifts = [], []
     for index, context in enumerate(run.contexts):
-        directory = run.workdir / "contexts" / f"{index:03d}"
+        directory = injection_directory(run, index)
         finished = directory / "injected.json"
         if finished.exists():
-            part = json.loads(finished.read_text(encoding="utf-8"))
+            part = files.read_json(finished)
         else:
             part = inject_single(run, context, directory, f"{index + 1}/{len(run.contexts)} {context.id}")
-            report.write_json(finished, part)
+            files.write_json(finished, part)
         injected.append(part["answers"])
         drifts.append(part["drift"])
         totals = {name: totals[name] + part[name] for name in totals}
@@ -437,6 +458,11 @@ def run_single(run: Run, began: float) -> dict:
     drift = {name: mean_or_none([entry[name] for entry in drifts]) for name in drifts[0]}
     extra = {"spread": {name: float(value) for name, value in spread.items()}}
     return write_results(run, {**bounds, "injected": injected}, drift, timing, steps, extra)
+
+
+def injection_directory(run: Run, index: int) -> pathlib.Path:
+    """Where job `single` works on one context."""
+    return run.workdir / "contexts" / f"{index:03d}"
 
 
 def inject_single(run: Run, context: Context, directory: pathlib.Path, label: str) -> dict:
@@ -461,9 +487,9 @@ def gather_single(run: Run) -> None:
     for name in ("targets.jsonl", "metrics.jsonl"):
         lines = []
         for index, context in enumerate(run.contexts):
-            for record in files.read_lines(run.workdir / "contexts" / f"{index:03d}" / name):
+            for record in files.read_lines(injection_directory(run, index) / name):
                 lines.append({**record, "context": record.get("context", context.id)})
-        files.write_text(run.workdir / name, files.json_lines(lines))
+        files.write_lines(run.workdir / name, lines)
 
 
 def mean_or_none(values: list) -> float | None:
@@ -489,6 +515,58 @@ def run_job(config, workdir: str) -> dict:
     finished = run.workdir / "results.json"
     if finished.exists():
         logging.info("%s is complete; nothing to do", run.workdir)
-        return json.loads(finished.read_text(encoding="utf-8"))
+        return files.read_json(finished)
     logging.info("%s: %d contexts, model %s", run.settings.job, len(run.contexts), run.base.name)
     return JOBS[run.settings.job](run, began)
+
+
+def closest_context(question: str, contexts: Sequence[Context]) -> int:
+    """Index of the context that shares the most distinctive words with a question (summed inverse frequency)."""
+    documents = [set(evaluate.normalize(f"{context.title} {context.context}").split()) for context in contexts]
+
+    def weight(word: str) -> float:
+        return math.log((1 + len(documents)) / (1 + sum(word in document for document in documents)))
+
+    asked = set(evaluate.normalize(question).split())
+    scores = [sum(weight(word) for word in asked & document) for document in documents]
+    return int(np.argmax(scores))
+
+
+def read_adapter(run: Run, directory: pathlib.Path) -> dict:
+    """The newest adapter of a directory that `inject` worked in."""
+    if not (directory / "checkpoints").exists():
+        raise ValueError(f"{directory} has no checkpoints yet; run the job first")
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        step = checkpoints.latest()
+        if step is None:
+            raise ValueError(f"{directory / 'checkpoints'} has no complete checkpoint yet; run the job first")
+        return checkpoints.restore(step, lora=fresh_adapter(run))["lora"]
+
+
+def ask(workdir: str, questions: Sequence[str], context_id: str | None = None) -> list[dict]:
+    """Answers of the base, the base with a document, and the injected model, and the document's id.
+
+    Raises:
+      ValueError: not a work directory, nothing trained yet, or no context of that id.
+    """
+    path = pathlib.Path(workdir)
+    if not (path / "config.json").exists():
+        raise ValueError(f"{workdir} is not a work directory (no config.json); give the --workdir of a job")
+    run = prepare(ConfigDict(files.read_json(path / "config.json")["config"]), workdir)
+    ids = [context.id for context in run.contexts]
+    if context_id is not None and context_id not in ids:
+        raise ValueError(f"--context={context_id!r}, but this run's documents are {', '.join(ids)}")
+    answers = []
+    for question in questions:
+        index = closest_context(question, run.contexts) if context_id is None else ids.index(context_id)
+        directory = path if run.settings.job == "batch" else injection_directory(run, index)
+        merged = merge_lora(run.base.params, read_adapter(run, directory), run.settings.lora.scale)
+        asked = [dataclasses.replace(run.contexts[index], questions=(Question(question, ("",)),))]
+        base = {"params": run.base.params}
+        results = {
+            "base_q": ask_everything(run, base, asked, with_context=False),
+            "base_cq": ask_everything(run, base, asked, with_context=True),
+            "injected": ask_everything(run, {"params": merged}, asked, with_context=False),
+        }
+        answers.append({name: found[0][0]["answer"] for name, found in results.items()} | {"document": ids[index]})
+    return answers

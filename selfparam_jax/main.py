@@ -8,12 +8,15 @@ from ml_collections import config_flags
 from selfparam_jax import jobs
 from selfparam_jax.trainer import NotFiniteError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, FILE or FILE:argument.", lock_config=True)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration file, FILE or FILE:argument.", lock_config=True
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything the job writes; resumed if it exists.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(argv: list[str]) -> None:
+    """Runs the job; 0 when it is done, 1 with one line of error, 130 when it was stopped."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; settings are given as --config.NAME=VALUE")
     try:

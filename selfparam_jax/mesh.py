@@ -1,7 +1,6 @@
 """Devices: one mesh with a data axis; rows are split over it, everything else is on every device."""
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
@@ -34,8 +33,3 @@ def check_rows(mesh: Mesh, rows: int, name: str) -> None:
 def put_rows(mesh: Mesh, tree):
     """Host arrays [B, ...] onto the mesh, B split over the data axis."""
     return jax.device_put(tree, jax.tree.map(lambda _: split_rows(mesh), tree))
-
-
-def fetch(array: jax.Array) -> np.ndarray:
-    """A device array as numpy."""
-    return np.asarray(jax.device_get(array))

@@ -94,9 +94,7 @@ def fill_rows(
 ) -> Rows:
     """Writes pieces into rows [len(assignment), row_length]; empty assignments give rows of padding."""
     count = len(assignment)
-    tokens = {
-        name: np.zeros((count, row_length), np.int32) for name in ("input_ids", "positions", "segments")
-    }
+    tokens = {name: np.zeros((count, row_length), np.int32) for name in ("input_ids", "positions", "segments")}
     tokens["segments"][:] = PADDING
     index = np.zeros((count, loss_length), np.int32)
     weights = np.zeros((count, loss_length), np.float32)

@@ -13,13 +13,14 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable
 
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from selfparam_jax import files
 
 SAMPLES = 8
 LABELLED_CONTEXTS = 16  # more would not be readable as labelled bars
@@ -48,21 +49,6 @@ _STYLE = {
 _WIDTH, _DPI = 9.33, 150  # 1400 px
 
 
-def write_json(path: str | os.PathLike, obj: object) -> None:
-    """Writes JSON for people to read; the file appears whole or not at all, NaN and infinity are refused."""
-    try:
-        text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
-    except ValueError as error:
-        where = _not_finite(obj, "")
-        if where is None:
-            raise
-        raise ValueError(
-            f"{path}: got a number that is not finite at {where}, expected finite numbers (JSON has no NaN); "
-            "find where it arises, or write null if it was not measured"
-        ) from error
-    _replace(pathlib.Path(path), lambda file: file.write((text + "\n").encode()))
-
-
 def write_report(workdir: str | os.PathLike) -> None:
     """Writes report.md, f1.png, loss.png and drift.png from the results in a work directory.
 
@@ -80,14 +66,12 @@ def write_report(workdir: str | os.PathLike) -> None:
         _save(_draw_loss(metrics), folder / "loss.png")
         _save(_draw_drift(results["drift"] or {}), folder / "drift.png")
     text = _markdown(results, metrics, predictions)
-    _replace(folder / "report.md", lambda file: file.write(text.encode()))
+    files.write_text(folder / "report.md", text)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Makes the report of a work directory again; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m selfparam_jax.report", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m selfparam_jax.report", description=__doc__.split("\n")[0])
     parser.add_argument("workdir", help="folder with results.json, metrics.jsonl and predictions.jsonl")
     workdir = parser.parse_args(argv).workdir
     try:
@@ -102,37 +86,6 @@ def main(argv: list[str] | None = None) -> int:
 # ---------------------------------------------------------------------------------------------- files
 
 
-def _replace(path: pathlib.Path, write: Callable) -> None:
-    """Writes under a temporary name first, so that a reader never meets half a file."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def _plain(value: object) -> object:
-    if hasattr(value, "__array__"):  # NumPy and JAX scalars and arrays
-        return np.asarray(value).tolist()
-    raise TypeError(f"got a {type(value).__name__}, expected what JSON can hold; convert it first")
-
-
-def _not_finite(obj: object, where: str) -> str | None:
-    """Returns the place of the first number that is not finite, like 'scores.base_q.f1'."""
-    if hasattr(obj, "__array__"):
-        obj = _plain(obj)
-    if isinstance(obj, float):
-        return None if math.isfinite(obj) else where or "the top"
-    items = obj.items() if isinstance(obj, dict) else enumerate(obj) if isinstance(obj, list | tuple) else ()
-    places = (_not_finite(value, f"{where}.{key}" if where else str(key)) for key, value in items)
-    return next((place for place in places if place), None)
-
-
 def _read_results(path: pathlib.Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give the work directory of a finished run")
@@ -142,9 +95,7 @@ def _read_results(path: pathlib.Path) -> dict:
         raise ValueError(f"{path}: got malformed JSON ({error}), expected an object; run again") from error
     missing = [key for key in _KEYS if not isinstance(results, dict) or key not in results]
     if missing:
-        raise ValueError(
-            f"{path}: got no {', '.join(missing)}, expected all of {', '.join(_KEYS)}; run again"
-        )
+        raise ValueError(f"{path}: got no {', '.join(missing)}, expected all of {', '.join(_KEYS)}; run again")
     return results
 
 
@@ -158,9 +109,7 @@ def _read_lines(path: pathlib.Path, required: bool) -> list[dict]:
         try:
             row = json.loads(line) if line.strip() else None
         except ValueError as error:
-            raise ValueError(
-                f"{path}, line {number}: got malformed JSON ({error}); correct the line"
-            ) from error
+            raise ValueError(f"{path}, line {number}: got malformed JSON ({error}); correct the line") from error
         if isinstance(row, dict):
             rows.append(row)
         elif line.strip():
@@ -190,13 +139,9 @@ def _drift_words(drift: dict, arrow: str = "→") -> str | None:
     before, after, kl = (drift.get(key) for key in ("perplexity_before", "perplexity_after", "kl"))
     words = []
     if before and after is not None:
-        words.append(
-            f"perplexity {before:.2f} {arrow} {after:.2f} ({after / before - 1:+.1%})".replace("%", " %")
-        )
+        words.append(f"perplexity {before:.2f} {arrow} {after:.2f} ({after / before - 1:+.1%})".replace("%", " %"))
     if kl is not None:
-        words.append(
-            f"KL {kl:.4f} nats per token" if kl >= 1e-4 or kl == 0 else f"KL {kl:.1e} nats per token"
-        )
+        words.append(f"KL {kl:.4f} nats per token" if kl >= 1e-4 or kl == 0 else f"KL {kl:.1e} nats per token")
     return ", ".join(words) or None
 
 
@@ -211,9 +156,7 @@ def _losses(metrics: list[dict]) -> tuple[dict[str, np.ndarray], int]:
         if loss is None or not math.isfinite(loss):
             bad += 1
             continue
-        runs.setdefault(row.get("context", ""), []).append(
-            (row["step"], loss, math.nan if rate is None else rate)
-        )
+        runs.setdefault(row.get("context", ""), []).append((row["step"], loss, math.nan if rate is None else rate))
     return {name: np.array(rows, float).T for name, rows in runs.items()}, bad
 
 
@@ -244,7 +187,8 @@ def _nothing(title: str, subtitle: str) -> Figure:
 
 
 def _save(figure: Figure, path: pathlib.Path) -> None:
-    _replace(path, lambda file: figure.savefig(file, format="png", dpi=_DPI))
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=_DPI)
 
 
 def _short(text: str, width: int) -> str:
@@ -350,9 +294,7 @@ def _draw_ranks(axes, rows: list[dict]) -> None:
     """For many contexts: each system's scores in rising order, over the share of contexts."""
     share = np.linspace(0, 100, len(rows))
     for system in _SYSTEMS:
-        axes.plot(
-            share, sorted(row[system] for row in rows), color=_COLOURS[system], lw=2, label=_NAMES[system]
-        )
+        axes.plot(share, sorted(row[system] for row in rows), color=_COLOURS[system], lw=2, label=_NAMES[system])
     axes.legend(loc="upper left", fontsize=9, ncols=3)  # in the strip above 1
     axes.set_ylim(-0.02, 1.15)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
@@ -368,11 +310,7 @@ def _draw_loss(metrics: list[dict]) -> Figure:
     medians = {name: _running_median(run[1]) for name, run in runs.items()}
     last = np.median([values[-1] for _, values in medians.values()])
     first = np.median([values[0] for _, values in medians.values()])
-    what = (
-        "Line: running median"
-        if len(runs) == 1
-        else f"Lines: running median of each of {len(runs)} documents"
-    )
+    what = "Line: running median" if len(runs) == 1 else f"Lines: running median of each of {len(runs)} documents"
     subtitle = f"{what}; faint: single steps" + (f"; {bad} steps not finite and left out" if bad else "")
     title = f"Training loss: {first:.2g} → {last:.2g}"
     figure = _figure(title, subtitle, 3.9)
@@ -381,9 +319,7 @@ def _draw_loss(metrics: list[dict]) -> Figure:
     for name, (steps, loss, _) in runs.items():
         places, values = medians[name]
         axes.plot(steps, loss, color=_COLOURS["injected"], lw=0.6, alpha=0.08 if many else 0.28)
-        axes.plot(
-            steps[places], values, color=_COLOURS["injected"], lw=1 if many else 2, alpha=0.6 if many else 1
-        )
+        axes.plot(steps[places], values, color=_COLOURS["injected"], lw=1 if many else 2, alpha=0.6 if many else 1)
     everything = np.concatenate([run[1] for run in runs.values()])
     positive = everything[everything > 0]
     if len(positive) and positive.max() > 20 * positive.min():
@@ -525,9 +461,7 @@ def _drift_parts(drift: dict) -> list[str]:
 def _timing_parts(timing: dict) -> list[str]:
     rows = []
     for key, value in timing.items():
-        name = (
-            "sentence tokens per second" if key == "sentence_tokens_per_s" else key.removesuffix("_s") + ", s"
-        )
+        name = "sentence tokens per second" if key == "sentence_tokens_per_s" else key.removesuffix("_s") + ", s"
         rows.append((_cell(name), "–" if value is None else f"{value:,.1f}"))
     return ["## Timing", _table(("phase", "value"), rows)] if rows else []
 

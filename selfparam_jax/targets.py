@@ -5,7 +5,6 @@ teacher reads before it. The generator of QA pairs joins here; today pairs come 
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,6 +19,8 @@ class TargetConfig:
 
     Attributes:
       qa_per_context: QA pairs used per context; 0 means all.
+      least_confidence: QA pairs whose answer the teacher, with the context in view, gives a lower geometric
+        mean probability per token are left out; 0 keeps all.
       question_weight, answer_weight: loss weight of a QA pair's tokens ((0, 1): answers only).
       tails_per_context, tail_weight: context tails and the weight of their tokens.
       unrelated_per_epoch, unrelated_weight: unrelated texts read per epoch, and their tokens' weight.
@@ -29,6 +30,7 @@ class TargetConfig:
     """
 
     qa_per_context: int = 0
+    least_confidence: float = 0.0
     question_weight: float = 1.0
     answer_weight: float = 1.0
     tails_per_context: int = 0
@@ -89,10 +91,11 @@ def tail_sentences(
     sentences = []
     for index, context in enumerate(contexts):
         prefix = prompt.context_prefix(context.context)
-        whole = len(prompt.context_prefix("")), len(prefix)
+        begin, end = prompt.context_span(context.context)
         rng = np.random.default_rng([seed, index])
-        for cut in rng.integers(whole[0] + 1, max(whole[1] - 8, whole[0] + 2), config.tails_per_context):
-            ids = prefix[int(cut) : int(cut) + longest]
+        # A tail has at least 8 tokens, where the context is long enough for that.
+        for cut in rng.integers(begin + 1, max(end - 8, begin + 2), config.tails_per_context):
+            ids = prefix[int(cut) : min(int(cut) + longest, end)]
             record = {"kind": "tail", "context": context.id, "text": prompt.decode(ids)}
             weights = (config.tail_weight,) * len(ids)
             sentences.append(Sentence("tail", index, ids, weights, int(cut), record))
@@ -104,26 +107,17 @@ def unrelated_sentences(
 ) -> list[Sentence]:
     """`count` different unrelated texts; with `unrelated_context` the contexts take turns before them."""
     if count > len(texts):
-        raise ValueError(
-            f"{count} unrelated texts are needed, but the file has {len(texts)}; add texts or lower it"
-        )
+        raise ValueError(f"{count} unrelated texts are needed, but the file has {len(texts)}; add texts or lower it")
     order = np.random.default_rng([seed, 1]).permutation(len(texts))[:count]
     sentences = []
     for turn, chosen in enumerate(order):
         ids = prompt.text(texts[chosen])[: config.unrelated_tokens]
         context = turn % num_contexts if config.unrelated_context else None
         record = {"kind": "unrelated", "context": context, "text": prompt.decode(ids)}
-        sentences.append(
-            Sentence("unrelated", context, ids, (config.unrelated_weight,) * len(ids), None, record)
-        )
+        sentences.append(Sentence("unrelated", context, ids, (config.unrelated_weight,) * len(ids), None, record))
     return sentences
 
 
 def slot_starts(sentences: Sequence[Sentence]) -> np.ndarray:
     """Where each sentence's loss tokens begin in the hidden-state store, int64 [len + 1]; the last is its size."""
     return np.concatenate([[0], np.cumsum([sentence.loss_tokens for sentence in sentences])]).astype(np.int64)
-
-
-def records_text(sentences: Sequence[Sentence]) -> str:
-    """The JSON lines of targets.jsonl."""
-    return "".join(json.dumps(sentence.record, ensure_ascii=False) + "\n" for sentence in sentences)

@@ -6,6 +6,7 @@ teacher's full distribution inside the loss.
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from selfparam_jax.generate import read_prefix, round_up
-from selfparam_jax.model import Decoder
+from selfparam_jax.model import Decoder, apply_head
 from selfparam_jax.packing import Piece, fill_rows, first_fit_decreasing
 from selfparam_jax.targets import Sentence, slot_starts
 
@@ -95,6 +96,45 @@ def teacher_states(
     return store
 
 
+def answer_confidence(
+    head: np.ndarray | jax.Array, states: np.ndarray, sentences: Sequence[Sentence], chunk: int = 64
+) -> np.ndarray:
+    """How likely the teacher finds each sentence's own loss tokens: geometric mean probability, float64 [len].
+
+    Args:
+      head: [V, D].
+      states: what `teacher_states` returned for these sentences.
+    """
+    tokens = [token for s in sentences for token, weight in zip(s.ids, s.weights, strict=True) if weight > 0]
+    padding = -len(states) % chunk
+    states = np.pad(states, ((0, padding), (0, 0))).reshape(-1, chunk, states.shape[1])
+    wanted = np.pad(np.asarray(tokens, np.int32), (0, padding)).reshape(-1, chunk)
+    parts = [np.asarray(_log_probability(head, *part)) for part in zip(states, wanted, strict=True)]
+    log_probability = np.concatenate([*parts, np.zeros(0)]).astype(np.float64)
+    starts = slot_starts(sentences)
+    spans = itertools.pairwise(starts)
+    return np.asarray([np.exp(np.mean(log_probability[a:b])) if b > a else 1.0 for a, b in spans])
+
+
+@jax.jit
+def _log_probability(head, states, tokens):
+    logits = jax.nn.log_softmax(apply_head(states, head), axis=-1)
+    return jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+
+
+def keep_confident(
+    sentences: Sequence[Sentence], states: np.ndarray, confidence: np.ndarray, least: float
+) -> tuple[list[Sentence], np.ndarray]:
+    """Leaves out the QA pairs whose answer the teacher, with the context in view, finds unlikely.
+
+    A student copies its teacher's mistakes; a pair that the teacher would answer otherwise teaches one.
+    """
+    starts = slot_starts(sentences)
+    kept = [i for i, s in enumerate(sentences) if s.kind != "qa" or confidence[i] >= least]
+    slots = [np.arange(starts[i], starts[i + 1]) for i in kept]
+    return [sentences[i] for i in kept], states[np.concatenate([*slots, np.zeros(0, np.int64)])]
+
+
 def _check_length(model: Decoder, length: int) -> None:
     limit = model.config.max_position_embeddings
     if length > limit:
@@ -111,8 +151,6 @@ def _read_pieces(model, variables, prefix, pieces, row_length, rows_per_call, st
     rows = fill_rows(pieces, assignment + [[]] * (padded - len(assignment)), row_length, row_length)
     for begin in range(0, padded, rows_per_call):
         part = rows.take(slice(begin, begin + rows_per_call))
-        states = _continue_prefix(
-            model, variables, part.input_ids, part.positions, part.segments, part.index, prefix
-        )
+        states = _continue_prefix(model, variables, part.input_ids, part.positions, part.segments, part.index, prefix)
         used = part.weights > 0
         store[part.slots[used]] = np.asarray(states, np.float32)[used]

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from selfparam_jax.mesh import put_rows, replicated, split_rows
 from selfparam_jax.model import Decoder, head_weight
-from selfparam_jax.objective import kl_divergence
+from selfparam_jax.objective import cross_entropy, kl_divergence
 from selfparam_jax.packing import Piece, Rows, concatenate, fill_rows, first_fit_decreasing
 from selfparam_jax.targets import Sentence, slot_starts
 
@@ -49,6 +49,7 @@ class TrainConfig:
     loss_length: int = 256
     pack: bool = True
     temperature: float = 1.0
+    cross_entropy: float = 0.0
     seed: int = 0
 
 
@@ -116,8 +117,13 @@ def init_state(lora: dict, optimizer: optax.GradientTransformation) -> TrainStat
     return TrainState(lora, optimizer.init(lora), jnp.zeros((), jnp.int32))
 
 
-def student_loss(lora, params, batch: Batch, dropout_key, model: Decoder, temperature: float):
-    """(sum of weighted KL, sum of weights) of one batch under the adapter."""
+def student_loss(
+    lora, params, batch: Batch, dropout_key, model: Decoder, temperature: float, cross_entropy_weight: float = 0.0
+):
+    """(sum of weighted loss, sum of weights) of one batch under the adapter.
+
+    The loss is the KL, plus `cross_entropy_weight` times the next-token loss on the same positions.
+    """
     hidden, _ = model.apply(
         {"params": params, "lora": lora},
         batch.input_ids,
@@ -129,7 +135,12 @@ def student_loss(lora, params, batch: Batch, dropout_key, model: Decoder, temper
     states = jnp.take_along_axis(hidden, batch.index[:, :, None], axis=1)  # [B, M, D]
     flat = states.reshape(-1, states.shape[-1])
     teacher = batch.teacher.reshape(-1, states.shape[-1])
-    return kl_divergence(teacher, flat, head_weight(params), batch.weights.reshape(-1), temperature)
+    head, weights = head_weight(params), batch.weights.reshape(-1)
+    total, count = kl_divergence(teacher, flat, head, weights, temperature)
+    if cross_entropy_weight:
+        next_ids = jnp.take_along_axis(batch.input_ids, batch.index + 1, axis=1, mode="clip").reshape(-1)
+        total += cross_entropy_weight * cross_entropy(flat, head, next_ids, weights)[0]
+    return total, count
 
 
 def train_step(
@@ -141,6 +152,7 @@ def train_step(
     model: Decoder,
     optimizer: optax.GradientTransformation,
     temperature: float = 1.0,
+    cross_entropy_weight: float = 0.0,
 ) -> tuple[TrainState, dict]:
     """One optimiser step on the adapter. Pure; jitted in `compile_step`.
 
@@ -149,22 +161,29 @@ def train_step(
     """
 
     def mean_loss(lora):
-        total, count = student_loss(
-            lora, params, batch, jax.random.fold_in(key, state.step), model, temperature
-        )
+        key_now = jax.random.fold_in(key, state.step)
+        total, count = student_loss(lora, params, batch, key_now, model, temperature, cross_entropy_weight)
         return total / jnp.maximum(count, 1e-6)
 
     loss, gradient = jax.value_and_grad(mean_loss)(state.lora)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.lora)
     lora = optax.apply_updates(state.lora, updates)
-    metrics = {"loss": loss, "grad_norm": optax.global_norm(gradient)}
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
     return TrainState(lora, opt_state, state.step + 1), metrics
 
 
-def compile_step(model: Decoder, optimizer, mesh: Mesh, temperature: float = 1.0) -> Callable:
+def compile_step(
+    model: Decoder, optimizer, mesh: Mesh, temperature: float = 1.0, cross_entropy_weight: float = 0.0
+) -> Callable:
     """`train_step` jitted over the mesh: rows split over `data`, everything else replicated, state donated."""
     same, rows = replicated(mesh), split_rows(mesh)
-    step = functools.partial(train_step, model=model, optimizer=optimizer, temperature=temperature)
+    step = functools.partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        temperature=temperature,
+        cross_entropy_weight=cross_entropy_weight,
+    )
     return jax.jit(step, in_shardings=(same, same, rows, same), out_shardings=(same, same), donate_argnums=0)
 
 

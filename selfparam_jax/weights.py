@@ -5,7 +5,6 @@ ways: a tensor that is missing, unexpected or of another shape is an error that 
 slices, so a host reads only what its devices hold.
 """
 
-import contextlib
 import dataclasses
 import fnmatch
 import hashlib
@@ -21,10 +20,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from selfparam_jax.files import replacing
 from selfparam_jax.model import ModelConfig, RopeScaling, rope_frequencies
 
 Index = tuple[slice, ...]
 FINGERPRINT_ELEMENTS = 4096
+# Tensors that may be there without being a parameter: a constant that old versions of transformers stored,
+# and the head where it is tied (untied, it is in the table): the embedding once more.
+IGNORABLE = ("*.rotary_emb.inv_freq", "lm_head.weight")
 
 
 # --- architecture -------------------------------------------------------------------------------------
@@ -157,9 +160,7 @@ def parameter_table(config: ModelConfig) -> tuple[Entry, ...]:
     keys = config.num_key_value_heads * config.head_dim
     vocabulary = (config.vocab_size, hidden)
     entries = [
-        Entry(
-            ("embed_tokens", "embedding"), "model.embed_tokens.weight", "token_embd.weight", False, vocabulary
-        )
+        Entry(("embed_tokens", "embedding"), "model.embed_tokens.weight", "token_embd.weight", False, vocabulary)
     ]
     for name, gguf in (("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm")):
         hf, gguf = f"model.layers.{{layer}}.{name}.weight", f"blk.{{layer}}.{gguf}.weight"
@@ -188,9 +189,6 @@ def parameter_table(config: ModelConfig) -> tuple[Entry, ...]:
 
 def check_source(source: "Source", config: ModelConfig) -> None:
     """Raises ValueError unless the source holds exactly the tensors of the table, in their shapes."""
-    ignorable = ["*.rotary_emb.inv_freq"]  # a constant that old versions of transformers stored
-    if config.tie_word_embeddings:
-        ignorable.append("lm_head.weight")  # the embedding once more
     found = set(source.names())
     for entry in parameter_table(config):
         for name in entry.hf_names():
@@ -206,11 +204,11 @@ def check_source(source: "Source", config: ModelConfig) -> None:
                     f"tensor {name!r} has shape {shape}, expected {entry.hf_shape}. "
                     "Check that config.json belongs to these weights."
                 )
-    unexpected = sorted(n for n in found if not any(fnmatch.fnmatchcase(n, p) for p in ignorable))
+    unexpected = sorted(n for n in found if not any(fnmatch.fnmatchcase(n, p) for p in IGNORABLE))
     if unexpected:
         raise ValueError(
             f"tensor {unexpected[0]!r} is unexpected (as are {len(unexpected) - 1} others): this "
-            "architecture has no such parameter. Check that config.json belongs to these weights; merge adapters."
+            "architecture has no such parameter. Check that config.json belongs to these weights."
         )
 
 
@@ -274,9 +272,7 @@ class SafetensorsSource:
                 names = list(handle.keys())
                 self._tensors.update((name, (path, handle)) for name in names)
             except (SafetensorError, OSError, ValueError) as error:
-                raise ValueError(
-                    f"{path} is not a whole safetensors file: {error}. Get the file again."
-                ) from error
+                raise ValueError(f"{path} is not a whole safetensors file: {error}. Get the file again.") from error
             _same_names(path, expected, names)
 
     def names(self) -> list[str]:
@@ -319,8 +315,7 @@ class TorchBinSource:
             except Exception as error:  # pickle, zip and torch each have their own
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise ValueError(
-                    f"{path} is not a whole file of torch tensors: {reason}. "
-                    "Get the file again, or use safetensors."
+                    f"{path} is not a whole file of torch tensors: {reason}. Get the file again, or use safetensors."
                 ) from error
             _same_names(path, expected, list(shapes))
             self._tensors.update(tensors)
@@ -522,7 +517,7 @@ def save_safetensors(
         if len(shards) > 1:
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         content = dict(next(tensors) for _ in names)
-        with _replacing(directory / file) as temporary:
+        with replacing(directory / file) as temporary:
             save_file(content, temporary, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(names, file))
     index_path = directory / "model.safetensors.index.json"
@@ -531,15 +526,13 @@ def save_safetensors(
         return
     total = sum(int(np.prod(entry.shape, dtype=np.int64)) for entry in parameter_table(config))
     index = {"metadata": {"total_size": total * dtype.itemsize}, "weight_map": weight_map}
-    with _replacing(index_path) as temporary:
+    with replacing(index_path) as temporary:
         temporary.write_text(json.dumps(index, indent=2) + "\n")
     (directory / "model.safetensors").unlink(missing_ok=True)
 
 
 def _check_tree(params: dict, config: ModelConfig) -> None:
-    found = {
-        tuple(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
-    }
+    found = {tuple(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
     expected = {entry.path: entry.shape for entry in parameter_table(config)}
     for path in sorted(found.keys() ^ expected.keys()):
         state = "missing" if path in expected else "unexpected"
@@ -582,14 +575,3 @@ def _hf_tensors(params: dict, config: ModelConfig, dtype: np.dtype) -> Iterator[
         for layer, name in enumerate(entry.hf_names()):
             values = host[layer] if entry.stacked else host
             yield name, np.ascontiguousarray((values.T if entry.transpose else values).astype(dtype))
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that becomes `path` if the block succeeds and is removed if not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

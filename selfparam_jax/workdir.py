@@ -1,29 +1,9 @@
-"""The work directory: which run it belongs to, and how its files are written so that a kill loses nothing."""
+"""The work directory: which run it belongs to, and its running log of steps."""
 
 import json
-import os
 import pathlib
-from collections.abc import Iterable
 
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file under a temporary name and renames it: it is there whole, or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def json_lines(records: Iterable[dict]) -> str:
-    """Records as JSON lines."""
-    return "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
-
-
-def read_lines(path: pathlib.Path) -> list[dict]:
-    """Records of a JSON lines file; a last line cut off by a kill is left out; [] if there is no file."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+from selfparam_jax.files import read_json, read_lines, write_json, write_lines
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:
@@ -47,12 +27,12 @@ def claim(workdir: pathlib.Path, config: dict, fingerprint: str) -> None:
     path = workdir / "config.json"
     record = {"config": json.loads(json.dumps(config)), "base_fingerprint": fingerprint}
     if path.exists():
-        _check_same(workdir, json.loads(path.read_text(encoding="utf-8")), record)
+        _check_same(workdir, read_json(path), record)
         return
     if workdir.exists() and any(workdir.iterdir()):
         raise ValueError(f"{workdir} is not empty and holds no config.json of ours; choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(record, indent=2) + "\n")
+    write_json(path, record)
 
 
 def _check_same(workdir: pathlib.Path, found: dict, wanted: dict) -> None:
@@ -71,7 +51,8 @@ def _check_same(workdir: pathlib.Path, found: dict, wanted: dict) -> None:
     if found["base_fingerprint"] != wanted["base_fingerprint"]:
         raise ValueError(
             f"{workdir} was made with another base model under the same name (fingerprint "
-            f"{found['base_fingerprint'][:12]} there, {wanted['base_fingerprint'][:12]} now); choose another --workdir"
+            f"{found['base_fingerprint'][:12]} there, {wanted['base_fingerprint'][:12]} now); "
+            "choose another --workdir"
         )
 
 
@@ -79,7 +60,7 @@ class MetricsLog:
     """metrics.jsonl, a line per step; opened again at step s it keeps the lines up to s and goes on."""
 
     def __init__(self, path: pathlib.Path, first: int):
-        write_text(path, json_lines(line for line in read_lines(path) if line["step"] <= first))
+        write_lines(path, [line for line in read_lines(path) if line["step"] <= first])
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict) -> None:

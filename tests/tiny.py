@@ -232,9 +232,7 @@ def gguf_tensors(model) -> dict[str, np.ndarray]:
     config = model.config
     names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
     inner = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
-    inner |= {
-        f"self_attn.{a}_proj": f"attn_{b}" for a, b in zip("qkvo", ("q", "k", "v", "output"), strict=True)
-    }
+    inner |= {f"self_attn.{a}_proj": f"attn_{b}" for a, b in zip("qkvo", ("q", "k", "v", "output"), strict=True)}
     inner |= {f"mlp.{a}_proj": f"ffn_{a}" for a in ("gate", "up", "down")}
     for layer in range(config.num_hidden_layers):
         names |= {f"model.layers.{layer}.{ours}": f"blk.{layer}.{theirs}" for ours, theirs in inner.items()}
@@ -251,7 +249,5 @@ def gguf_tensors(model) -> dict[str, np.ndarray]:
 
         scaled = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0].numpy()
         half = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
-        tensors["rope_freqs.weight"] = (config.rope_parameters["rope_theta"] ** -half / scaled).astype(
-            np.float32
-        )
+        tensors["rope_freqs.weight"] = (config.rope_parameters["rope_theta"] ** -half / scaled).astype(np.float32)
     return tensors

@@ -1,0 +1,167 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from selfparam_jax.generate import PROMPT_BUCKET, generate, read_prefix, round_up
+from selfparam_jax.lora import LoraConfig, init_lora
+from selfparam_jax.model import Decoder, apply_head, head_weight
+
+NEW = 9
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def next_ids(model, variables, ids):
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
+    hidden, _ = model.apply(variables, ids, positions, jnp.ones_like(ids))
+    return jnp.argmax(apply_head(hidden, head_weight(variables["params"])), axis=-1)
+
+
+def naive(model, variables, ids, new_tokens):
+    """Reads the whole text again for every token; what stands behind it cannot matter to a causal model."""
+    text = list(ids)
+    for _ in range(new_tokens):
+        row = np.zeros((1, 128), np.int32)
+        row[0, : len(text)] = text
+        text.append(int(next_ids(model, variables, row)[0, len(text) - 1]))
+    return text[len(ids) :]
+
+
+def texts(*lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, 259, length).tolist() for length in lengths]
+
+
+PREFIX, *PROMPTS = texts(13, 1, 7, PROMPT_BUCKET + 3, 4, 7)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return Decoder(tiny_model.config)
+
+
+@pytest.fixture(scope="module")
+def variables(tiny_model):
+    return {"params": tiny_model.params}
+
+
+@pytest.fixture(scope="module")
+def free(model, variables):
+    """What each prompt gives without stops."""
+    return generate(model, variables, PREFIX, PROMPTS, NEW)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("prefix_length", [1, 13])
+def test_equals_reading_everything_again(tiny_model, variables, window, prefix_length):
+    model = Decoder(dataclasses.replace(tiny_model.config, sliding_window=window))
+    prefix = PREFIX[:prefix_length]
+    found = generate(model, variables, prefix, PROMPTS, NEW)
+    assert found == [naive(model, variables, prefix + prompt, NEW) for prompt in PROMPTS]
+    assert len({tuple(answer) for answer in found}) == len(PROMPTS)
+    assert len({token for answer in found for token in answer}) > 10  # not one token over and over
+
+
+def test_with_an_adapter(tiny_model, variables, free):
+    config = LoraConfig(rank=2)
+    model = Decoder(tiny_model.config, lora_scale=config.scale)
+    lora = jax.tree.map(lambda x: x + 0.05, init_lora(jax.random.key(0), tiny_model.params, config))
+    found = generate(model, {**variables, "lora": lora}, PREFIX, PROMPTS[:2], NEW)
+    assert found == [naive(model, {**variables, "lora": lora}, PREFIX + p, NEW) for p in PROMPTS[:2]]
+    assert found != free[:2]
+
+
+@pytest.mark.parametrize("case", ["gqa", "mistral"])
+def test_equals_transformers(case, from_hf):
+    torch = pytest.importorskip("torch")
+    theirs = tiny.hf_model(case)
+    theirs.generation_config.eos_token_id = None  # both make all tokens
+    config, params = from_hf(theirs)
+    prefix, *prompts = texts(11, 3, 8, seed=4)
+    found = generate(Decoder(config), {"params": params}, prefix, prompts, 12)
+    for prompt, answer in zip(prompts, found, strict=True):
+        ids = torch.tensor([prefix + prompt])
+        with torch.no_grad():
+            made = theirs.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12, pad_token_id=2
+            )
+        assert answer == made[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_batches_and_padding_change_nothing(model, variables, free, batch_size):
+    assert generate(model, variables, PREFIX, PROMPTS, NEW, batch_size=batch_size) == free
+
+
+def test_order_and_company_change_nothing(model, variables, free):
+    assert generate(model, variables, PREFIX, PROMPTS[::-1], NEW) == free[::-1]
+    # Without the long prompt the rows are padded less.
+    short = [p for p in PROMPTS if len(p) <= PROMPT_BUCKET]
+    expected = [a for p, a in zip(PROMPTS, free, strict=True) if len(p) <= PROMPT_BUCKET]
+    assert generate(model, variables, PREFIX, short, NEW) == expected
+
+
+def test_the_border_between_prefix_and_prompt_changes_nothing(model, variables, free):
+    moved = generate(model, variables, PREFIX[:5], [PREFIX[5:] + prompt for prompt in PROMPTS], NEW)
+    assert moved == free
+
+
+def test_fewer_tokens_are_a_prefix_of_more(model, variables, free):
+    assert generate(model, variables, PREFIX, PROMPTS, 1) == [answer[:1] for answer in free]
+
+
+def made_before_stop(answer, stop_ids):
+    """An answer up to and with its first stop."""
+    end = next((n for n, token in enumerate(answer) if token in stop_ids), len(answer) - 1)
+    return answer[: end + 1]
+
+
+@pytest.mark.parametrize("least_tokens", [1, 4, NEW])
+def test_stops(model, variables, free, least_tokens):
+    """A batch goes on until its last row has stopped; nothing that was not computed is in an answer."""
+    stop_ids = sorted({answer[1 + n % 2] for n, answer in enumerate(free)})
+    cut = [made_before_stop(answer, stop_ids) for answer in free]
+    steps = max(least_tokens, *(len(answer) for answer in cut))
+    assert max(len(answer) for answer in cut) < 4
+    found = generate(model, variables, PREFIX, PROMPTS, NEW, stop_ids, least_tokens)
+    assert [made_before_stop(answer, stop_ids) for answer in found] == cut
+    assert [answer[:steps] for answer in found] == [answer[:steps] for answer in free]
+
+
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_an_answer_holds_only_tokens_that_were_made(model, variables, free, batch_size):
+    stop_ids = sorted({answer[1 + n % 2] for n, answer in enumerate(free)})
+    found = generate(model, variables, PREFIX, PROMPTS, NEW, stop_ids, batch_size=batch_size)
+    for answer, whole in zip(found, free, strict=True):
+        assert len(answer) >= len(made_before_stop(whole, stop_ids))
+        assert answer == whole[: len(answer)]
+
+
+def test_stops_that_never_come(model, variables, free):
+    never = next(token for token in range(272) if not any(token in answer for answer in free))
+    assert generate(model, variables, PREFIX, PROMPTS, NEW, (never,)) == free
+
+
+def test_no_prompts(model, variables):
+    assert generate(model, variables, PREFIX, [], NEW) == []
+
+
+def test_too_long_is_refused(tiny_model, variables):
+    model = Decoder(dataclasses.replace(tiny_model.config, max_position_embeddings=30))
+    prompts = texts(2, 8)
+    expected = generate(Decoder(tiny_model.config), variables, PREFIX, prompts, 9)
+    assert generate(model, variables, PREFIX, prompts, 9) == expected  # 13 + 8 + 9: just fits
+    with pytest.raises(ValueError, match=r"13 tokens of context, 8 of question and 10 new.*limit of 30.*shorten"):
+        generate(model, variables, PREFIX, prompts, 10)
+    with pytest.raises(ValueError, match=r"context of 31 tokens.*limit of 30.*shorten it or split"):
+        read_prefix(model, variables, list(range(31)))
+    hidden, _ = read_prefix(model, variables, list(range(30)))
+    assert hidden.shape == (30, 32)
+
+
+def test_round_up():
+    assert [round_up(n, 4) for n in (0, 1, 4, 5)] == [0, 4, 4, 8]

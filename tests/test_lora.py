@@ -1,0 +1,217 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import tiny
+
+from selfparam_jax.lora import MODULES, LoraConfig, init_lora, merge_lora, parameter_count
+from selfparam_jax.model import Decoder, Projection, param_shapes
+
+ALL = LoraConfig(rank=3, alpha=6.0, dropout=0.5, targets=tuple(MODULES))
+
+
+def random_adapter(params, config=ALL, seed=0):
+    """An adapter whose `b` is not zero."""
+    lora = init_lora(jax.random.key(seed), params, config)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(0.2 * rng.standard_normal(x.shape), jnp.float32), lora)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "deterministic"))
+def run(model, variables, ids, positions, deterministic, key):
+    rngs = None if key is None else {"dropout": key}
+    return model.apply(variables, ids, positions, jnp.ones_like(ids), deterministic=deterministic, rngs=rngs)[0]
+
+
+def hidden_of(model, variables, ids, deterministic=True, key=None):
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
+    return np.asarray(run(model, variables, jnp.asarray(ids), positions, deterministic, key))
+
+
+@pytest.fixture
+def student(tiny_model):
+    return Decoder(tiny_model.config, lora_scale=ALL.scale, lora_dropout=ALL.dropout)
+
+
+# --- a fresh adapter ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_fresh_adapter_is_bitwise_the_teacher(tiny_model, dtype):
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), tiny_model.params)
+    lora = init_lora(jax.random.key(0), params, ALL)
+    model = Decoder(tiny_model.config, dtype=dtype, lora_scale=ALL.scale)
+    ids = tiny.token_ids(9)
+    teacher, student = (hidden_of(model, v, ids) for v in ({"params": params}, {"params": params, "lora": lora}))
+    np.testing.assert_array_equal(teacher, student)
+    merged = merge_lora(params, lora, ALL.scale)
+    jax.tree.map(np.testing.assert_array_equal, merged, params)
+
+
+def test_shapes_and_values_of_a_fresh_adapter(tiny_model):
+    lora = init_lora(jax.random.key(0), tiny_model.params, ALL)
+    sizes = {"q_proj": (32, 32), "k_proj": (32, 16), "v_proj": (32, 16), "o_proj": (32, 32)}
+    sizes |= {"gate_proj": (32, 48), "up_proj": (32, 48), "down_proj": (48, 32)}
+    assert sorted(lora) == ["layers"]
+    assert {n for projections in lora["layers"].values() for n in projections} == set(sizes)
+    for name, (inputs, outputs) in sizes.items():
+        factors = lora["layers"][MODULES[name]][name]
+        assert factors["a"].shape == (3, inputs, 3)
+        assert factors["b"].shape == (3, 3, outputs)
+        assert factors["a"].dtype == factors["b"].dtype == jnp.float32
+        assert not factors["b"].any()
+        # Uniform in +-1/sqrt(inputs): a standard deviation of that bound over sqrt(3).
+        assert np.abs(factors["a"]).max() <= inputs**-0.5
+        assert float(factors["a"].std()) == pytest.approx((3 * inputs) ** -0.5, rel=0.15)
+    assert parameter_count(lora) == 3 * 3 * sum(map(sum, sizes.values()))
+    flat = [np.asarray(f["a"])[:, :16].ravel() for p in lora["layers"].values() for f in p.values()]
+    assert len({a.tobytes() for a in flat}) == 7  # no two projections start alike
+
+
+def test_initialisation_depends_on_the_key_and_on_shapes_only(tiny_model):
+    first, again = (init_lora(jax.random.key(1), tiny_model.params, ALL) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    shapes = param_shapes(tiny_model.config)
+    jax.tree.map(np.testing.assert_array_equal, first, init_lora(jax.random.key(1), shapes, ALL))
+    other = init_lora(jax.random.key(2), tiny_model.params, ALL)
+    q = first["layers"]["self_attn"]["q_proj"]["a"]
+    assert (q != other["layers"]["self_attn"]["q_proj"]["a"]).all()
+
+
+# --- what it computes ---------------------------------------------------------------------------------
+
+
+def test_one_projection_by_hand():
+    x = np.array([[[1.0, 2.0]]], np.float32)
+    params = {"kernel": jnp.array([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])}
+    # x a = 1*3 + 2*(-1) = 1, times b = (2, 4, 6), times alpha / rank = 8 / 2.
+    lora = {"a": jnp.array([[3.0, 0.0], [-1.0, 0.0]]), "b": jnp.array([[2.0, 4.0, 6.0], [9.0, 9.0, 9.0]])}
+    scale = LoraConfig(rank=2, alpha=8.0).scale
+    assert scale == 4.0
+    layer = Projection(3, False, scale, 0.0)
+    found = layer.apply({"params": params, "lora": lora}, jnp.asarray(x), True)
+    assert found.tolist() == [[[1.0 + 8.0, 2.0 + 16.0, 3.0 + 24.0]]]
+    with_bias = Projection(3, True, scale, 0.0)
+    params["bias"] = jnp.array([0.5, 0.0, -1.0])
+    found = with_bias.apply({"params": params, "lora": lora}, jnp.asarray(x), True)
+    assert found.tolist() == [[[9.5, 18.0, 26.0]]]
+
+
+def test_defaults_are_the_released_recipe():
+    config = LoraConfig()
+    assert (config.rank, config.alpha, config.scale, config.dropout) == (8, 32.0, 4.0, 0.1)
+    assert set(config.targets) == set(MODULES) - {"o_proj"}
+
+
+@pytest.mark.parametrize("case", ["gqa", "biases", "mqa"])
+def test_merged_equals_adapter(case, random_params):
+    from selfparam_jax import weights
+
+    config = weights.model_config_from_hf(tiny.hf_config(case))
+    params = random_params(config)
+    lora = random_adapter(params)
+    model, ids = Decoder(config, lora_scale=ALL.scale), tiny.token_ids(12)
+    adapted = hidden_of(model, {"params": params, "lora": lora}, ids)
+    merged = hidden_of(model, {"params": merge_lora(params, lora, ALL.scale)}, ids)
+    np.testing.assert_allclose(adapted, merged, rtol=0, atol=3e-5)
+    assert np.abs(adapted - hidden_of(model, {"params": params}, ids)).max() > 0.3
+
+
+def test_merging_rounds_once(tiny_model):
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tiny_model.params)
+    lora = random_adapter(params)
+    merged = merge_lora(params, lora, 2.0)
+    for name, module in MODULES.items():
+        kernel = np.asarray(params["layers"][module][name]["kernel"]).astype(np.float64)
+        factors = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), lora["layers"][module][name])
+        exact = kernel + 2.0 * factors["a"] @ factors["b"]
+        found = merged["layers"][module][name]["kernel"]
+        assert found.dtype == jnp.bfloat16
+        # float32 sums may fall on the other side of a tie now and then; a delta rounded on its own
+        # to bfloat16 would differ in a fifth of the entries.
+        once, twice = (
+            exact.astype(ml_dtypes.bfloat16),
+            (kernel + (exact - kernel).astype(ml_dtypes.bfloat16).astype(np.float64)).astype(ml_dtypes.bfloat16),
+        )
+        assert np.mean(np.asarray(found) != once) < 0.002
+        assert np.mean(twice != once) > 0.05  # the test can tell
+
+
+def test_merge_leaves_its_inputs_and_the_rest_alone(tiny_model):
+    params = tiny_model.params
+    before = jax.tree.map(np.array, params)
+    config = LoraConfig(rank=2, targets=("v_proj", "down_proj"))
+    merged = merge_lora(params, random_adapter(params, config), config.scale)
+    jax.tree.map(np.testing.assert_array_equal, params, before)
+    assert jax.tree.structure(merged) == jax.tree.structure(params)
+    changed = {
+        tuple(key.key for key in path)
+        for (path, old), new in zip(
+            jax.tree_util.tree_flatten_with_path(params)[0], jax.tree.leaves(merged), strict=True
+        )
+        if (old != new).any()
+    }
+    assert changed == {("layers", "self_attn", "v_proj", "kernel"), ("layers", "mlp", "down_proj", "kernel")}
+
+
+def test_targets_subset(tiny_model):
+    config = LoraConfig(rank=2, targets=("v_proj",))
+    lora = init_lora(jax.random.key(0), tiny_model.params, config)
+    assert jax.tree.map(jnp.shape, lora) == {"layers": {"self_attn": {"v_proj": {"a": (3, 32, 2), "b": (3, 2, 16)}}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rank": 0}, r"lora\.rank = 0, expected at least 1"),
+        ({"dropout": 1.0}, r"lora\.dropout = 1\.0, expected 0 <= dropout < 1"),
+        ({"dropout": -0.1}, r"lora\.dropout = -0\.1"),
+        ({"targets": ("q_proj", "lm_head")}, r"lora\.targets = .*'lm_head'.*expected some of .*down_proj"),
+        ({"targets": ()}, r"lora\.targets = \(\), expected some of"),
+        ({"targets": "q_proj"}, r"lora\.targets = q_proj, expected some of"),
+    ],
+)
+def test_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        LoraConfig(**changes)
+
+
+# --- dropout ------------------------------------------------------------------------------------------
+
+
+def test_dropout_only_when_not_deterministic(tiny_model, student):
+    variables = {"params": tiny_model.params, "lora": random_adapter(tiny_model.params)}
+    ids, key = tiny.token_ids(8), jax.random.key(0)
+    still = hidden_of(student, variables, ids)
+    np.testing.assert_array_equal(still, hidden_of(student, variables, ids, True, key))
+    without = Decoder(tiny_model.config, lora_scale=ALL.scale, lora_dropout=0.0)
+    np.testing.assert_array_equal(still, hidden_of(without, variables, ids))
+    moving = hidden_of(student, variables, ids, False, key)
+    assert np.abs(moving - still).max() > 0.05
+    np.testing.assert_array_equal(moving, hidden_of(student, variables, ids, False, key))
+    assert (moving != hidden_of(student, variables, ids, False, jax.random.key(1))).any()
+    # No adapter, or one that is still zero: the teacher knows no dropout.
+    fresh = init_lora(jax.random.key(0), tiny_model.params, ALL)
+    teacher = hidden_of(student, {"params": tiny_model.params}, ids)
+    np.testing.assert_array_equal(teacher, hidden_of(student, {**variables, "lora": fresh}, ids, False, key))
+
+
+def test_dropout_is_on_the_adapters_input_and_keeps_the_mean():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(np.broadcast_to(rng.standard_normal((1, 1, 16)), (64, 64, 16)), jnp.float32)
+    params = {"kernel": jnp.asarray(rng.standard_normal((16, 4)), jnp.float32)}
+    lora = {name: jnp.asarray(rng.standard_normal(s), jnp.float32) for name, s in (("a", (16, 2)), ("b", (2, 4)))}
+    layer = Projection(4, False, 1.0, 0.5)
+    variables = {"params": params, "lora": lora}
+    dropped = layer.apply(variables, x, False, rngs={"dropout": jax.random.key(0)})
+    plain = layer.apply({"params": params}, x[:1, :1], True)
+    adapted = layer.apply(variables, x[:1, :1], True)
+    # Half of 16 inputs, doubled: the variance is the sum over inputs of (x_i * (a b)_i)^2.
+    spread = np.sqrt(np.sum((np.asarray(x[0, 0])[:, None] * np.asarray(lora["a"] @ lora["b"])) ** 2, axis=0))
+    found = np.asarray(dropped - plain).reshape(-1, 4)
+    np.testing.assert_allclose(found.std(axis=0), spread, rtol=0.05)
+    wanted = np.asarray(adapted - plain)[0, 0]
+    assert (np.abs(found.mean(axis=0) - wanted) < 4 * spread / 64).all()
