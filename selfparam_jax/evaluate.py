@@ -182,7 +182,8 @@ def measure_drift(
     for text in texts:
         ids = (tuple(prompt.head) + prompt.text(text))[:row_length]
         predictors = tuple(range(len(prompt.head), len(ids) - 1))
-        pieces.append(Piece(ids, 0, predictors, (1.0,) * len(predictors), (0,) * len(predictors)))
+        ones, zeros = (1.0,) * len(predictors), (0.0,) * len(predictors)
+        pieces.append(Piece(ids, 0, predictors, ones, zeros, (0,) * len(predictors)))
     assignment = first_fit_decreasing(pieces, row_length, row_length)
     assignment += [[]] * (-len(assignment) % rows_per_call)
     rows = fill_rows(pieces, assignment, row_length, row_length)

@@ -53,6 +53,14 @@ def read_prefix(model: Decoder, variables: dict, ids: Sequence[int]) -> tuple[ja
     return hidden[0], key_values
 
 
+def _unused_slots(like: KeyValues, count: int) -> KeyValues:
+    """Room for `count` positions of every row of `like`, to be filled one by one."""
+    shape = (*like.keys.shape[:2], count, *like.keys.shape[3:])
+    zeros = jnp.zeros(shape, like.keys.dtype)
+    positions = jnp.zeros((shape[1], count), jnp.int32)
+    return KeyValues(zeros, zeros, positions, jnp.full_like(positions, EMPTY))
+
+
 @functools.partial(jax.jit, static_argnames=("model", "new_tokens", "least_tokens"))
 def _decode(
     model: Decoder,
@@ -80,15 +88,7 @@ def _decode(
     def pick(state):  # [B, D] -> [B]
         return jnp.argmax(apply_head(state, head), axis=-1).astype(jnp.int32)
 
-    def empty(source):
-        return jnp.zeros((*source.shape[:2], new_tokens, *source.shape[3:]), source.dtype)
-
-    recent = KeyValues(
-        empty(read.keys),
-        empty(read.values),
-        jnp.zeros((batch, new_tokens), jnp.int32),
-        jnp.full((batch, new_tokens), EMPTY, jnp.int32),
-    )
+    recent = _unused_slots(read, new_tokens)
     first = pick(last)
     tokens = jnp.zeros((batch, new_tokens), jnp.int32).at[:, 0].set(first)
 

@@ -225,7 +225,7 @@ def inject(run: Run, contexts: Sequence[Context], directory: pathlib.Path, label
             state = trainer.TrainState(saved["lora"], saved["optimizer"], put_step(run.mesh, first))
             logging.info("resuming from step %d of %d", first, steps)
         step_function = trainer.compile_step(
-            run.student, optimizer, run.mesh, settings.train.temperature, settings.train.cross_entropy
+            run.student, optimizer, run.mesh, settings.train.temperature, settings.targets.answer_supervision > 0
         )
         data = trainer.batches(rows, store, settings.train, run.mesh, first)
         watch = Watch(run, rows, steps, first, done, directory / "metrics.jsonl", label)
@@ -375,7 +375,7 @@ def write_results(run: Run, systems: dict, drift: dict, timing: dict, steps: int
     files.write_lines(run.workdir / "predictions.jsonl", predictions(run.contexts, systems))
     files.write_json(run.workdir / "results.json", results)
     report.write_report(run.workdir)
-    return results
+    return files.read_json(run.workdir / "results.json")
 
 
 def export_merged(run: Run, merged: dict) -> None:

@@ -1,5 +1,7 @@
 """Command line: `python -m selfparam_jax.main --config=configs/batch.py --workdir=DIR`."""
 
+import logging as standard_logging
+import pathlib
 import sys
 
 from absl import app, flags, logging
@@ -15,10 +17,17 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Directory for everything the job
 flags.mark_flags_as_required(["config", "workdir"])
 
 
+def is_news(record) -> bool:
+    """Keeps our own log lines and everybody's warnings; libraries tell a lot about their insides."""
+    ours = pathlib.Path(record.pathname).parent == pathlib.Path(__file__).parent
+    return ours or record.levelno >= standard_logging.WARNING
+
+
 def main(argv: list[str]) -> None:
     """Runs the job; 0 when it is done, 1 with one line of error, 130 when it was stopped."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; settings are given as --config.NAME=VALUE")
+    logging.get_absl_handler().addFilter(is_news)
     try:
         results = jobs.run_job(CONFIG.value, WORKDIR.value)
     except (jobs.Interrupted, KeyboardInterrupt) as stop:

@@ -20,7 +20,8 @@ class Piece:
       ids: token ids.
       first_position: position of ids[0] (0, or the prefix length for a reader that continues one).
       predictors: indices into ids of the positions whose next token carries loss.
-      weights: loss weight of each predictor.
+      weights: weight of the KL at each predictor.
+      supervision: weight of the next-token loss at each predictor.
       slots: for each predictor, the row of the hidden-state store that belongs to it.
     """
 
@@ -28,6 +29,7 @@ class Piece:
     first_position: int
     predictors: tuple[int, ...]
     weights: tuple[float, ...]
+    supervision: tuple[float, ...]
     slots: tuple[int, ...]
 
 
@@ -38,7 +40,7 @@ class Rows:
     Attributes:
       input_ids, positions, segments: int32 [B, T].
       index: int32 [B, M], positions within the row whose next token carries loss (0 where unused).
-      weights: float32 [B, M], 0 where unused.
+      weights, supervision: float32 [B, M], 0 where unused.
       slots: int32 [B, M], rows of the hidden-state store (0 where unused).
     """
 
@@ -47,6 +49,7 @@ class Rows:
     segments: np.ndarray
     index: np.ndarray
     weights: np.ndarray
+    supervision: np.ndarray
     slots: np.ndarray
 
     def take(self, rows) -> "Rows":
@@ -97,7 +100,7 @@ def fill_rows(
     tokens = {name: np.zeros((count, row_length), np.int32) for name in ("input_ids", "positions", "segments")}
     tokens["segments"][:] = PADDING
     index = np.zeros((count, loss_length), np.int32)
-    weights = np.zeros((count, loss_length), np.float32)
+    weights, supervision = np.zeros((2, count, loss_length), np.float32)
     slots = np.zeros((count, loss_length), np.int32)
     for row, members in enumerate(assignment):
         start = used = 0
@@ -110,9 +113,10 @@ def fill_rows(
             losses = slice(used, used + len(piece.predictors))
             index[row, losses] = start + np.asarray(piece.predictors, np.int32)
             weights[row, losses] = piece.weights
+            supervision[row, losses] = piece.supervision
             slots[row, losses] = piece.slots
             start, used = span.stop, losses.stop
-    return Rows(**tokens, index=index, weights=weights, slots=slots)
+    return Rows(**tokens, index=index, weights=weights, supervision=supervision, slots=slots)
 
 
 def concatenate(parts: Sequence[Rows]) -> Rows:

@@ -21,7 +21,8 @@ class TargetConfig:
       qa_per_context: QA pairs used per context; 0 means all.
       least_confidence: QA pairs whose answer the teacher, with the context in view, gives a lower geometric
         mean probability per token are left out; 0 keeps all.
-      question_weight, answer_weight: loss weight of a QA pair's tokens ((0, 1): answers only).
+      question_weight, answer_weight: weight of the KL on a QA pair's tokens ((0, 1): answers only).
+      answer_supervision: weight of a next-token loss on the answer's tokens beside the KL (0: the paper's).
       tails_per_context, tail_weight: context tails and the weight of their tokens.
       unrelated_per_epoch, unrelated_weight: unrelated texts read per epoch, and their tokens' weight.
       unrelated_tokens: an unrelated text is used up to this many tokens.
@@ -33,6 +34,7 @@ class TargetConfig:
     least_confidence: float = 0.0
     question_weight: float = 1.0
     answer_weight: float = 1.0
+    answer_supervision: float = 0.0
     tails_per_context: int = 0
     tail_weight: float = 1.0
     unrelated_per_epoch: int = 0
@@ -49,9 +51,10 @@ class Sentence:
       kind: "qa", "tail" or "unrelated".
       context: index of the context that the teacher reads before it; None: only the prompt's head.
       ids: token ids; ids that are also in the context's prefix only for a tail.
-      weights: loss weight per token.
+      weights: weight of the KL per token.
       start: for a tail, how many tokens of the context's prefix come before it; else None.
       record: what a person reads in targets.jsonl.
+      supervision: weight of the next-token loss per token; () means none.
     """
 
     kind: str
@@ -60,10 +63,14 @@ class Sentence:
     weights: tuple[float, ...]
     start: int | None
     record: dict
+    supervision: tuple[float, ...] = ()
 
     @property
-    def loss_tokens(self) -> int:
-        return sum(weight > 0 for weight in self.weights)
+    def loss_tokens(self) -> list[int]:
+        """Indices of the tokens that carry any loss."""
+        supervision = self.supervision or (0.0,) * len(self.weights)
+        pairs = zip(self.weights, supervision, strict=True)
+        return [token for token, both in enumerate(pairs) if max(both) > 0]
 
 
 def qa_sentences(contexts: Sequence[Context], prompt: Prompt, config: TargetConfig) -> list[Sentence]:
@@ -79,8 +86,9 @@ def qa_sentences(contexts: Sequence[Context], prompt: Prompt, config: TargetConf
         for pair in pairs[: config.qa_per_context or len(pairs)]:
             question, answer = prompt.question(pair.question), prompt.answer(pair.answer)
             weights = (config.question_weight,) * len(question) + (config.answer_weight,) * len(answer)
+            supervision = (0.0,) * len(question) + (config.answer_supervision,) * len(answer)
             record = {"kind": "qa", "context": context.id, "question": pair.question, "answer": pair.answer}
-            sentences.append(Sentence("qa", index, question + answer, weights, None, record))
+            sentences.append(Sentence("qa", index, question + answer, weights, None, record, supervision))
     return sentences
 
 
@@ -120,4 +128,4 @@ def unrelated_sentences(
 
 def slot_starts(sentences: Sequence[Sentence]) -> np.ndarray:
     """Where each sentence's loss tokens begin in the hidden-state store, int64 [len + 1]; the last is its size."""
-    return np.concatenate([[0], np.cumsum([sentence.loss_tokens for sentence in sentences])]).astype(np.int64)
+    return np.concatenate([[0], np.cumsum([len(sentence.loss_tokens) for sentence in sentences])]).astype(np.int64)

@@ -34,17 +34,15 @@ def teacher_piece(sentence: Sentence, prefix_length: int, first_slot: int) -> tu
       the piece, and the slot that the prefix's last state fills (None if token 0 carries no loss).
     """
     predictors, slots, from_prefix, slot = [], [], None, first_slot
-    for token, weight in enumerate(sentence.weights):
-        if weight <= 0:
-            continue
+    for token in sentence.loss_tokens:
         if token == 0:
             from_prefix = slot
         else:
             predictors.append(token - 1)
             slots.append(slot)
         slot += 1
-    weights = (1.0,) * len(slots)
-    return Piece(sentence.ids, prefix_length, tuple(predictors), weights, tuple(slots)), from_prefix
+    ones, zeros = (1.0,) * len(slots), (0.0,) * len(slots)
+    return Piece(sentence.ids, prefix_length, tuple(predictors), ones, zeros, tuple(slots)), from_prefix
 
 
 def teacher_states(
@@ -82,7 +80,7 @@ def teacher_states(
         for i in members:
             sentence, slot = sentences[i], int(starts[i])
             if sentence.start is not None:  # a tail: the prefix pass has read it already
-                rows = [sentence.start + t - 1 for t, w in enumerate(sentence.weights) if w > 0]
+                rows = [sentence.start + token - 1 for token in sentence.loss_tokens]
                 store[slot : slot + len(rows)] = hidden[rows]
                 continue
             piece, from_prefix = teacher_piece(sentence, len(prefix_ids), slot)
@@ -105,7 +103,7 @@ def answer_confidence(
       head: [V, D].
       states: what `teacher_states` returned for these sentences.
     """
-    tokens = [token for s in sentences for token, weight in zip(s.ids, s.weights, strict=True) if weight > 0]
+    tokens = [sentence.ids[token] for sentence in sentences for token in sentence.loss_tokens]
     padding = -len(states) % chunk
     states = np.pad(states, ((0, padding), (0, 0))).reshape(-1, chunk, states.shape[1])
     wanted = np.pad(np.asarray(tokens, np.int32), (0, padding)).reshape(-1, chunk)

@@ -49,7 +49,6 @@ class TrainConfig:
     loss_length: int = 256
     pack: bool = True
     temperature: float = 1.0
-    cross_entropy: float = 0.0
     seed: int = 0
 
 
@@ -64,13 +63,14 @@ class TrainState:
 
 @flax.struct.dataclass
 class Batch:
-    """Rows of one step: Rows' arrays, and the teacher's hidden states [B, M, D]."""
+    """Rows of one step: Rows' arrays but for the slots, in whose place are the teacher's states [B, M, D]."""
 
     input_ids: jax.Array
     positions: jax.Array
     segments: jax.Array
     index: jax.Array
     weights: jax.Array
+    supervision: jax.Array
     teacher: jax.Array
 
 
@@ -118,11 +118,12 @@ def init_state(lora: dict, optimizer: optax.GradientTransformation) -> TrainStat
 
 
 def student_loss(
-    lora, params, batch: Batch, dropout_key, model: Decoder, temperature: float, cross_entropy_weight: float = 0.0
+    lora, params, batch: Batch, dropout_key, model: Decoder, temperature: float, supervised: bool = False
 ):
-    """(sum of weighted loss, sum of weights) of one batch under the adapter.
+    """(sum of weighted losses, sum of weights) of one batch under the adapter.
 
-    The loss is the KL, plus `cross_entropy_weight` times the next-token loss on the same positions.
+    The loss is the KL to the teacher and, if `supervised`, the next-token loss where a position has any
+    supervision. Its weights count only then.
     """
     hidden, _ = model.apply(
         {"params": params, "lora": lora},
@@ -137,9 +138,10 @@ def student_loss(
     teacher = batch.teacher.reshape(-1, states.shape[-1])
     head, weights = head_weight(params), batch.weights.reshape(-1)
     total, count = kl_divergence(teacher, flat, head, weights, temperature)
-    if cross_entropy_weight:
+    if supervised:
         next_ids = jnp.take_along_axis(batch.input_ids, batch.index + 1, axis=1, mode="clip").reshape(-1)
-        total += cross_entropy_weight * cross_entropy(flat, head, next_ids, weights)[0]
+        extra = cross_entropy(flat, head, next_ids, batch.supervision.reshape(-1))
+        total, count = total + extra[0], count + extra[1]
     return total, count
 
 
@@ -152,7 +154,7 @@ def train_step(
     model: Decoder,
     optimizer: optax.GradientTransformation,
     temperature: float = 1.0,
-    cross_entropy_weight: float = 0.0,
+    supervised: bool = False,
 ) -> tuple[TrainState, dict]:
     """One optimiser step on the adapter. Pure; jitted in `compile_step`.
 
@@ -162,7 +164,7 @@ def train_step(
 
     def mean_loss(lora):
         key_now = jax.random.fold_in(key, state.step)
-        total, count = student_loss(lora, params, batch, key_now, model, temperature, cross_entropy_weight)
+        total, count = student_loss(lora, params, batch, key_now, model, temperature, supervised)
         return total / jnp.maximum(count, 1e-6)
 
     loss, gradient = jax.value_and_grad(mean_loss)(state.lora)
@@ -173,7 +175,7 @@ def train_step(
 
 
 def compile_step(
-    model: Decoder, optimizer, mesh: Mesh, temperature: float = 1.0, cross_entropy_weight: float = 0.0
+    model: Decoder, optimizer, mesh: Mesh, temperature: float = 1.0, supervised: bool = False
 ) -> Callable:
     """`train_step` jitted over the mesh: rows split over `data`, everything else replicated, state donated."""
     same, rows = replicated(mesh), split_rows(mesh)
@@ -182,7 +184,7 @@ def compile_step(
         model=model,
         optimizer=optimizer,
         temperature=temperature,
-        cross_entropy_weight=cross_entropy_weight,
+        supervised=supervised,
     )
     return jax.jit(step, in_shardings=(same, same, rows, same), out_shardings=(same, same), donate_argnums=0)
 
@@ -194,13 +196,14 @@ def student_pieces(sentences: Sequence[Sentence], head: Sequence[int]) -> list[P
     """
     pieces = []
     for sentence, first in zip(sentences, slot_starts(sentences)[:-1], strict=True):
-        tokens = [j for j, weight in enumerate(sentence.weights) if weight > 0]
+        tokens = sentence.loss_tokens
         pieces.append(
             Piece(
                 ids=tuple(head) + sentence.ids,
                 first_position=0,
                 predictors=tuple(len(head) + j - 1 for j in tokens),
                 weights=tuple(sentence.weights[j] for j in tokens),
+                supervision=tuple(sentence.supervision[j] if sentence.supervision else 0.0 for j in tokens),
                 slots=tuple(int(first) + n for n in range(len(tokens))),
             )
         )

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from selfparam_jax import contexts
 from selfparam_jax.contexts import Context, QAPair, Question, digest, load_contexts, load_texts
 
 RECORD = {
@@ -125,7 +124,7 @@ def test_bytes_that_are_not_utf8_name_line_and_offset(tmp_path):
 
 @pytest.mark.parametrize("load", [load_contexts, load_texts])
 def test_missing_and_empty_files(tmp_path, load):
-    with pytest.raises(FileNotFoundError, match="nowhere.jsonl: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl: no such file"):
         load(tmp_path / "nowhere.jsonl")
     assert "c.jsonl: got an empty file" in _message(load, _file(tmp_path, "", " "))
 

@@ -7,14 +7,15 @@ from selfparam_jax.packing import Piece, Rows, concatenate, fill_rows, first_fit
 
 def piece(length, losses=0, first=0):
     """A piece with the first `losses` positions carrying loss."""
-    return Piece(tuple(range(10, 10 + length)), first, tuple(range(losses)), (1.0,) * losses, tuple(range(losses)))
+    slots, ones, zeros = tuple(range(losses)), (1.0,) * losses, (0.0,) * losses
+    return Piece(tuple(range(10, 10 + length)), first, slots, ones, zeros, slots)
 
 
 def test_by_hand():
     pieces = [
-        Piece((5, 6), 0, (0,), (0.5,), (7,)),
-        Piece((1, 2, 3, 4), 0, (0, 2), (1.0, 2.0), (3, 4)),
-        Piece((8, 9, 8), 11, (1,), (1.5,), (9,)),
+        Piece((5, 6), 0, (0,), (0.5,), (0.25,), (7,)),
+        Piece((1, 2, 3, 4), 0, (0, 2), (1.0, 2.0), (0.0, 3.0), (3, 4)),
+        Piece((8, 9, 8), 11, (1,), (1.5,), (0.0,), (9,)),
     ]
     assignment = first_fit_decreasing(pieces, 6, 3)
     assert assignment == [[1, 0], [2]]
@@ -24,6 +25,7 @@ def test_by_hand():
     assert rows.segments.tolist() == [[1, 1, 1, 1, 2, 2], [1, 1, 1, PADDING, PADDING, PADDING]]
     assert rows.index.tolist() == [[0, 2, 4], [1, 0, 0]]
     assert rows.weights.tolist() == [[1.0, 2.0, 0.5], [1.5, 0.0, 0.0]]
+    assert rows.supervision.tolist() == [[0.0, 3.0, 0.25], [0.0, 0.0, 0.0]]
     assert rows.slots.tolist() == [[3, 4, 7], [9, 0, 0]]
     assert {name: value.dtype.name for name, value in vars(rows).items()} == {
         "input_ids": "int32",
@@ -31,6 +33,7 @@ def test_by_hand():
         "segments": "int32",
         "index": "int32",
         "weights": "float32",
+        "supervision": "float32",
         "slots": "int32",
     }
     assert rows.fill == 9 / 12
@@ -100,7 +103,8 @@ def test_random_pieces(seed):
         losses = int(rng.integers(0, min(loss_length, len(ids)) + 1))
         predictors = tuple(sorted(rng.choice(len(ids), losses, replace=False).tolist()))
         weights = tuple((0.5 * rng.integers(1, 5, losses)).tolist())
-        pieces.append(Piece(ids, int(rng.integers(0, 9)), predictors, weights, tuple(range(slot, slot + losses))))
+        slots = tuple(range(slot, slot + losses))
+        pieces.append(Piece(ids, int(rng.integers(0, 9)), predictors, weights, weights, slots))
         slot += losses
     assignment = first_fit_decreasing(pieces, row_length, loss_length)
     assert sorted(i for row in assignment for i in row) == list(range(len(pieces)))  # each exactly once

@@ -220,6 +220,57 @@ def test_rows_that_do_not_divide_are_refused():
         meshes.check_rows(meshes.make_mesh(), 6, "train.batch_rows")
 
 
+def test_supervision_adds_the_next_token_loss_of_the_supervised_tokens_alone(setup):
+    """Against a float64 definition; a sentence with supervision only (no KL) counts, too."""
+    model, params, lora, prefixes, sentences = setup
+    supervised = [
+        dataclasses.replace(sentences[4], supervision=(0.0,) * 5 + (0.5, 0.5, 0.25, 2.0)),
+        dataclasses.replace(sentences[3], weights=(0.0,) * 12, supervision=(0.0,) * 8 + (1.0,) * 4),
+        sentences[2],
+    ]
+    store = teacher.teacher_states(model, {"params": params}, prefixes, HEAD, supervised, ROW)
+    rows = trainer.plan_rows(supervised, HEAD, train_config(epochs=1), unrelated_per_epoch=0)
+    student = model.clone(lora_scale=LORA.scale)
+    batch = one_batch(rows, store)
+    total, count = trainer.student_loss(lora, params, batch, jax.random.key(0), student, 1.0, supervised=True)
+    kl, weight = obvious_loss(model, params, lora, prefixes, [supervised[0], supervised[2]])
+    head = np.asarray(head_weight(params), np.float64)
+    for sentence in supervised[:2]:
+        hidden = read(student, {"params": params, "lora": lora}, HEAD + sentence.ids)
+        for j, share in enumerate(sentence.supervision):
+            logits = hidden[len(HEAD) + j - 1].astype(np.float64) @ head.T
+            kl += share * (np.log(np.sum(np.exp(logits - logits.max()))) + logits.max() - logits[sentence.ids[j]])
+            weight += share
+    assert float(count) == pytest.approx(weight, rel=1e-6)
+    assert float(total) == pytest.approx(kl, rel=1e-5)
+    pure, _ = trainer.student_loss(lora, params, batch, jax.random.key(0), student, 1.0)
+    assert float(pure) < float(total)
+
+
+def test_unconfident_pairs_are_left_out(setup):
+    """Confidence is the geometric mean probability of the sentence's own loss tokens, given the context."""
+    model, params, _, prefixes, sentences = setup
+    states, head = states_of(setup), np.asarray(head_weight(params), np.float64)
+    confidence = teacher.answer_confidence(head_weight(params), states, sentences, chunk=16)
+    expected = []
+    for sentence in sentences:
+        before = teacher_ids(sentence, prefixes)
+        hidden = read(model, {"params": params}, before + sentence.ids).astype(np.float64)
+        logits = hidden[[len(before) + j - 1 for j in sentence.loss_tokens]] @ head.T
+        logits -= logits.max(axis=1, keepdims=True)
+        log_probability = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        tokens = [sentence.ids[j] for j in sentence.loss_tokens]
+        expected.append(np.exp(np.mean(log_probability[np.arange(len(tokens)), tokens])))
+    np.testing.assert_allclose(confidence, expected, rtol=1e-3)
+    pairs = [value for value, s in zip(expected, sentences, strict=True) if s.kind == "qa"]
+    least = float(np.median(pairs))
+    kept, kept_states = teacher.keep_confident(sentences, states, confidence, least)
+    assert [s for s in sentences if s.kind != "qa"] == [s for s in kept if s.kind != "qa"]
+    assert 0 < len(kept) < len(sentences)
+    again = teacher.teacher_states(model, {"params": params}, prefixes, HEAD, kept, ROW)
+    np.testing.assert_allclose(kept_states, again, rtol=1e-5, atol=2e-5)
+
+
 def test_padding_rows_change_nothing(setup):
     model, params, lora, _, sentences = setup
     store = states_of(setup)
