@@ -4,11 +4,9 @@ Prints side by side what the base model says, what it says with the document in 
 injected model says without it.
 """
 
-import sys
+from absl import app, flags
 
-from absl import app, flags, logging
-
-from selfparam_jax import jobs
+from selfparam_jax import command, jobs
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a finished or running job.")
 CONTEXT = flags.DEFINE_string(
@@ -28,17 +26,12 @@ def main(argv: list[str]) -> None:
     """Answers every question on the command line."""
     if len(argv) < 2:
         raise app.UsageError('give at least one question, for example "Who founded Quenbarrow?"')
-    try:
-        answers = jobs.ask(WORKDIR.value, argv[1:], CONTEXT.value)
-    except (ValueError, OSError) as error:
-        logging.debug("traceback", exc_info=True)  # shown with --verbosity=1
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    answers = command.run(jobs.ask, WORKDIR.value, argv[1:], CONTEXT.value)
     width = max(map(len, LABELS.values()))
     for question, answer in zip(argv[1:], answers, strict=True):
         print(f"\n{question}")
         for system, label in LABELS.items():
-            print(f"  {label:{width}}  {answer[system]}")
+            print(f"  {label:{width}}  {answer[system] or '(nothing)'}")
         print(f"  {'document':{width}}  {answer['document']}")
 
 

@@ -41,6 +41,9 @@ GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
+# transformers is imported where it is needed and advises everyone without PyTorch to get it; not needed here.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
 ShardingFor = Callable[[tuple[str, ...]], jax.sharding.Sharding]
 
 

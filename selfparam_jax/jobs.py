@@ -27,6 +27,7 @@ from selfparam_jax.checkpoint import Checkpoints
 from selfparam_jax.contexts import Context, Question, load_contexts, load_texts
 from selfparam_jax.lora import LoraConfig, init_lora, merge_lora
 from selfparam_jax.model import PADDING, Decoder, head_weight
+from selfparam_jax.packing import check_sizes
 from selfparam_jax.prompts import Prompt
 from selfparam_jax.workdir import MetricsLog, claim, flatten
 
@@ -34,7 +35,7 @@ SYSTEMS = ("base_q", "base_cq", "injected")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """A stop was asked for; everything is saved."""
 
 
@@ -135,7 +136,9 @@ def prepare(config, workdir: str) -> Run:
     recipe = {name: value for name, value in flatten(config.to_dict()).items() if "." in name}
     run = Run(settings, recipe, pathlib.Path(workdir), mesh, base, prompt, contexts, unrelated, general)
     check_lengths(run)
-    make_targets(run, contexts if settings.job == "batch" else contexts[:1])  # refuses what cannot be built
+    for together in [contexts] if settings.job == "batch" else [[context] for context in contexts]:
+        pieces = trainer.student_pieces(make_targets(run, together), prompt.head)
+        check_sizes(pieces, settings.train.row_length, settings.train.loss_length)
     claim(run.workdir, config.to_dict(), base.fingerprint)
     return run
 
@@ -170,7 +173,7 @@ def make_targets(run: Run, contexts: Sequence[Context]) -> list[targets.Sentence
         )
     if config.unrelated_per_epoch:
         wanted = config.unrelated_per_epoch * run.settings.train.epochs
-        count = max(min(wanted, len(run.unrelated)), 1)
+        count = max(min(wanted, len(run.unrelated)), config.unrelated_per_epoch)
         sentences += targets.unrelated_sentences(run.unrelated, run.prompt, config, count, len(contexts), seed)
     return sentences
 
@@ -302,7 +305,7 @@ class Watch:
         rate = float(self._rate(step - 1))
         self._log.write({"step": step, **values, "learning_rate": rate, "sentence_tokens": tokens})
         speed = f"{self.sentence_tokens / self.train_s:.0f}"
-        self._bar.set_postfix({"loss": f"{values['loss']:.3f}", "sentence tokens/s": speed})
+        self._bar.set_postfix({"loss": f"{values['loss']:.3f}", "sentence tokens/s": speed}, refresh=False)
         self._bar.update()
 
     def record(self) -> dict:

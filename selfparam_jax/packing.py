@@ -61,6 +61,16 @@ class Rows:
         return float(np.mean(self.segments != PADDING))
 
 
+def check_sizes(pieces: Sequence[Piece], row_length: int, loss_length: int) -> None:
+    """Raises ValueError if a piece is longer than a row, or has more loss positions than one."""
+    for piece in pieces:
+        if len(piece.ids) > row_length or len(piece.predictors) > loss_length:
+            raise ValueError(
+                f"a sentence has {len(piece.ids)} tokens, {len(piece.predictors)} of them with loss, but a row holds "
+                f"{row_length} and {loss_length}; raise train.row_length or train.loss_length, or shorten it"
+            )
+
+
 def first_fit_decreasing(
     pieces: Sequence[Piece], row_length: int, loss_length: int, one_per_row: bool = False
 ) -> list[list[int]]:
@@ -71,12 +81,7 @@ def first_fit_decreasing(
     Raises:
       ValueError: a piece is longer than a row.
     """
-    for piece in pieces:
-        if len(piece.ids) > row_length or len(piece.predictors) > loss_length:
-            raise ValueError(
-                f"a sentence has {len(piece.ids)} tokens, {len(piece.predictors)} of them with loss, but a "
-                f"row holds {row_length} and {loss_length}; raise train.row_length or shorten the sentence"
-            )
+    check_sizes(pieces, row_length, loss_length)
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []
     for i in sorted(range(len(pieces)), key=lambda i: -len(pieces[i].ids)):

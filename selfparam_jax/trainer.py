@@ -51,6 +51,11 @@ class TrainConfig:
     temperature: float = 1.0
     seed: int = 0
 
+    def __post_init__(self):
+        for name in ("learning_rate", "epochs", "batch_rows", "row_length", "loss_length", "temperature"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"train.{name} = {getattr(self, name)}, expected more than 0")
+
 
 @flax.struct.dataclass
 class TrainState:

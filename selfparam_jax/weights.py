@@ -519,6 +519,7 @@ def save_safetensors(
         content = dict(next(tensors) for _ in names)
         with replacing(directory / file) as temporary:
             save_file(content, temporary, metadata={"format": "pt"})
+            temporary.chmod(0o644)  # safetensors keeps it to the owner, but a server may be another user
         weight_map.update(dict.fromkeys(names, file))
     index_path = directory / "model.safetensors.index.json"
     if len(shards) == 1:

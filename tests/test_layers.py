@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "selfparam_jax"
 # From the bottom; a module may import only from the lines before its own.
 LAYERS = (
-    "model files",
+    "model files command",
     "lora packing mesh checkpoint contexts prompts workdir",
     "weights objective generate",
     "hub",
