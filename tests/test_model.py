@@ -433,7 +433,12 @@ def test_every_config_field_matters(field, scaled):
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(RopeScaling)])
 def test_every_scaling_field_matters(field, scaled):
     config, params = scaled
-    scaling = dataclasses.replace(LLAMA3, **{field: SCALING_MUTATIONS[field]})
+    if field == "rope_type":  # the other type has no use for llama3's fields and says so
+        with pytest.raises(ValueError, match="'linear' has a factor only"):
+            dataclasses.replace(LLAMA3, rope_type="linear")
+        scaling = RopeScaling("linear", LLAMA3.factor)
+    else:
+        scaling = dataclasses.replace(LLAMA3, **{field: SCALING_MUTATIONS[field]})
     assert scaling != LLAMA3
     assert differ(config, dataclasses.replace(config, rope_scaling=scaling), params)
 
@@ -444,6 +449,7 @@ def test_every_scaling_field_matters(field, scaled):
         ({"num_key_value_heads": 3}, "num_attention_heads = 4 must be a multiple of num_key_value_heads = 3"),
         ({"head_dim": 7}, "head_dim = 7 must be even"),
         ({"rope_scaling": RopeScaling("yarn", 2.0)}, "rope_type = 'yarn'.*expected"),
+        ({"sliding_window": 0}, "sliding_window = 0, expected at least 1"),
     ],
 )
 def test_refused_configs(changes, message, tiny_model):
