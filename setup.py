@@ -28,7 +28,6 @@ setup(
         "numpy>=2.0",
         "optax>=0.2.5",
         "orbax-checkpoint>=0.11.30",
-        "platformdirs>=4.0",
         "safetensors>=0.5",
         "tokenizers>=0.22",
         "tqdm>=4.66",

@@ -388,7 +388,6 @@ CONFIG_MUTATIONS = {
     "hidden_act": ("gelu", "refused"),
 }
 SCALING_MUTATIONS = {
-    "rope_type": "linear",
     "factor": 4.0,
     "low_freq_factor": 0.5,
     "high_freq_factor": 8.0,
