@@ -46,9 +46,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # A student copies its teacher's mistakes: leave out the pairs whose answer the teacher, with the context
     # in view, finds less likely than this (geometric mean over the answer's tokens). 0 keeps all.
     config.targets.least_confidence = 0.0
-    # Weight of the KL on a QA pair's tokens: answers only (0, 1), or the whole sentence (1, 1) as published.
-    config.targets.question_weight = 0.0
-    config.targets.answer_weight = 1.0
+    # Which tokens of a QA pair carry the KL: "answer", "all" (as published), or two weights, of the question's
+    # tokens and of the answer's: "0.1,1".
+    config.targets.loss_tokens = "answer"
     # Weight of a next-token loss on the pair's own answer, beside the KL. 0 is the paper's objective; a small
     # teacher answers many questions wrongly even with the context in view, and this outvotes it.
     config.targets.answer_supervision = 0.5

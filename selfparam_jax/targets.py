@@ -21,7 +21,8 @@ class TargetConfig:
       qa_per_context: QA pairs used per context; 0 means all.
       least_confidence: QA pairs whose answer the teacher, with the context in view, gives a lower geometric
         mean probability per token are left out; 0 keeps all.
-      question_weight, answer_weight: weight of the KL on a QA pair's tokens ((0, 1): answers only).
+      loss_tokens: which tokens of a QA pair carry the KL: "all", "answer", or two weights, of the question's
+        tokens and of the answer's, as in "0.1,1".
       answer_supervision: weight of a next-token loss on the answer's tokens beside the KL (0: the paper's).
       tails_per_context, tail_weight: context tails and the weight of their tokens.
       unrelated_per_epoch, unrelated_weight: unrelated texts read per epoch, and their tokens' weight.
@@ -32,8 +33,7 @@ class TargetConfig:
 
     qa_per_context: int = 0
     least_confidence: float = 0.0
-    question_weight: float = 1.0
-    answer_weight: float = 1.0
+    loss_tokens: str = "all"
     answer_supervision: float = 0.0
     tails_per_context: int = 0
     tail_weight: float = 1.0
@@ -41,6 +41,30 @@ class TargetConfig:
     unrelated_weight: float = 1.0
     unrelated_tokens: int = 48
     unrelated_context: bool = False
+
+    @property
+    def token_weights(self) -> tuple[float, float]:
+        """Weight of the KL on the question's tokens and on the answer's."""
+        named = {"all": (1.0, 1.0), "answer": (0.0, 1.0)}
+        if self.loss_tokens in named:
+            return named[self.loss_tokens]
+        return _two_weights(self.loss_tokens)
+
+    def __post_init__(self):
+        _ = self.token_weights
+
+
+def _two_weights(text: str) -> tuple[float, float]:
+    try:
+        question, answer = (float(part) for part in text.split(","))
+        valid = question >= 0 and answer >= 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"targets.loss_tokens = {text!r}, expected 'all', 'answer' or two weights 'QUESTION,ANSWER' of at least 0"
+        )
+    return question, answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +100,7 @@ class Sentence:
 def qa_sentences(contexts: Sequence[Context], prompt: Prompt, config: TargetConfig) -> list[Sentence]:
     """The QA pairs that came with the contexts."""
     sentences = []
+    on_question, on_answer = config.token_weights
     for index, context in enumerate(contexts):
         pairs = context.qa_pairs
         if config.qa_per_context > len(pairs):
@@ -85,7 +110,7 @@ def qa_sentences(contexts: Sequence[Context], prompt: Prompt, config: TargetConf
             )
         for pair in pairs[: config.qa_per_context or len(pairs)]:
             question, answer = prompt.question(pair.question), prompt.answer(pair.answer)
-            weights = (config.question_weight,) * len(question) + (config.answer_weight,) * len(answer)
+            weights = (on_question,) * len(question) + (on_answer,) * len(answer)
             supervision = (0.0,) * len(question) + (config.answer_supervision,) * len(answer)
             record = {"kind": "qa", "context": context.id, "question": pair.question, "answer": pair.answer}
             sentences.append(Sentence("qa", index, question + answer, weights, None, record, supervision))

@@ -294,6 +294,8 @@ BAD = {
     "unknown schedule": (change("train.schedule", "cosin"), "expected constant, linear or cosine"),
     "unknown target": (change("lora.targets", ("q_prj",)), "q_prj"),
     "rows do not divide": (change("train.batch_rows", 3), "use a multiple of 8"),
+    "unknown loss tokens": (change("targets.loss_tokens", "answers"), "expected 'all', 'answer' or two weights"),
+    "a negative weight": (change("targets.loss_tokens", "-1,1"), "expected 'all', 'answer' or two weights"),
     "rows too short": (change("train.row_length", 8), "a row holds 8"),
     "too little room for loss": (change("train.loss_length", 4), "a row holds 128 and 4"),
     "no epochs": (change("train.epochs", 0), r"train\.epochs = 0, expected more than 0"),
