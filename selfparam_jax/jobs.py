@@ -559,17 +559,18 @@ def ask(workdir: str, questions: Sequence[str], context_id: str | None = None) -
     ids = [context.id for context in run.contexts]
     if context_id is not None and context_id not in ids:
         raise ValueError(f"--context={context_id!r}, but this run's documents are {', '.join(ids)}")
-    answers = []
+    answers, injected = [], {}
     for question in questions:
         index = closest_context(question, run.contexts) if context_id is None else ids.index(context_id)
         directory = path if run.settings.job == "batch" else injection_directory(run, index)
-        merged = merge_lora(run.base.params, read_adapter(run, directory), run.settings.lora.scale)
+        if directory not in injected:  # one for all questions of a batch
+            injected = {directory: merge_lora(run.base.params, read_adapter(run, directory), run.settings.lora.scale)}
         asked = [dataclasses.replace(run.contexts[index], questions=(Question(question, ("",)),))]
         base = {"params": run.base.params}
         results = {
             "base_q": ask_everything(run, base, asked, with_context=False),
             "base_cq": ask_everything(run, base, asked, with_context=True),
-            "injected": ask_everything(run, {"params": merged}, asked, with_context=False),
+            "injected": ask_everything(run, {"params": injected[directory]}, asked, with_context=False),
         }
         answers.append({name: found[0][0]["answer"] for name, found in results.items()} | {"document": ids[index]})
     return answers
