@@ -30,6 +30,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # Recompute each layer in the backward pass: less memory, a quarter more time.
     config.remat = False
 
+    # Keep compiled programs from one run to the next (in the cache directory; JAX_COMPILATION_CACHE_DIR is honoured).
+    config.compilation_cache = True
+
     # How context, question and answer become text: "plain", "worked" (plain, and a reader with context
     # sees four worked examples first; what small models need), "paper", or "chat".
     config.prompt = "worked"
@@ -71,7 +74,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.epochs = 5  # passes over the QA pairs
     config.train.batch_rows = 2  # rows per optimiser step; a multiple of the number of devices
     config.train.row_length = 128  # tokens per row; sentences are packed into rows
-    config.train.loss_length = 64  # tokens per row that may carry loss
+    # "stored": the teacher reads every sentence once. "online": it reads each step's sentences again, unpacked,
+    # each after its whole context: the slow reference, and for a teacher that changes.
+    config.train.teacher = "stored"
+    config.train.loss_chunk = 128  # loss positions per device whose logits over the vocabulary are held at a time
     config.train.pack = True  # False: one sentence per row (the slow reference)
     config.train.learning_rate = 4e-3
     config.train.b_ratio = 1.0  # learning rate of LoRA's B relative to A (LoRA+)

@@ -12,9 +12,10 @@ import numpy as np
 
 from selfparam_jax.contexts import Context
 from selfparam_jax.generate import generate
-from selfparam_jax.model import Decoder, apply_head, head_weight
-from selfparam_jax.objective import cross_entropy, kl_from_logits
-from selfparam_jax.packing import Piece, fill_rows, first_fit_decreasing
+from selfparam_jax.model import Decoder, head_weight
+from selfparam_jax.objective import Signal, chunked_loss
+from selfparam_jax.packing import Piece, fill_rows, first_fit_decreasing, loss_positions
+from selfparam_jax.prefix import read_prefixes
 from selfparam_jax.prompts import Prompt
 
 PAPER_TOKENS = 10  # the paper's decoding: this many new tokens, no stop
@@ -77,18 +78,15 @@ def answer_questions(
     Returns:
       per context and question: {"answer", "f1", "em", "contains", "paper", "f1_paper"}.
     """
-    questions = [(c, q) for c, context in enumerate(contexts) for q in context.questions]
+    asked = [(c, q) for c, context in enumerate(contexts) for q in context.questions]
     if with_context:
-        groups = [
-            (prompt.context_prefix(context.context), [(c, q) for q in context.questions])
-            for c, context in enumerate(contexts)
-        ]
+        groups = [[(c, q) for q in context.questions] for c, context in enumerate(contexts) if context.questions]
+        texts = [prompt.context_prefix(contexts[group[0][0]].context) for group in groups]
     else:
-        groups = [(prompt.head, questions)]
+        groups, texts = [asked] if asked else [], [prompt.head] if asked else []
     results: list[list[dict]] = [[] for _ in contexts]
-    for prefix, members in groups:
-        if not members:
-            continue
+    # A context is read once for all its questions, and what all contexts begin with once for all.
+    for prefix, members in zip(read_prefixes(model, variables, texts), groups, strict=True):
         prompts = [prompt.question(question.question) for _, question in members]
         made = generate(model, variables, prefix, prompts, SHORT_TOKENS, prompt.stop_ids, PAPER_TOKENS, batch_size)
         for (c, question), ids in zip(members, made, strict=True):
@@ -133,71 +131,63 @@ def summarize(results: Sequence[Sequence[dict]]) -> dict | None:
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _drift_sums(model, base, injected, input_ids, positions, segments, index, weights):
+def _drift_sums(model, before, after, input_ids, positions, segments, index, signal):
     """(nll before, nll after, KL(before || after), count) summed over the rows' loss positions."""
-    head = head_weight(base)
-    next_ids = jnp.take_along_axis(input_ids, index + 1, axis=1)
+    head = head_weight(before["params"])
 
-    def states(params):
-        hidden, _ = model.apply({"params": params}, input_ids, positions, segments)
-        return jnp.take_along_axis(hidden, index[:, :, None], axis=1)
+    def states(variables):
+        hidden, _ = model.apply(variables, input_ids, positions, segments)
+        return jnp.take_along_axis(hidden.reshape(1, -1, hidden.shape[-1]), index[:, :, None], axis=1)
 
-    before, after = states(base), states(injected)
-
-    def row(sums, inputs):  # one row at a time: [M, V] logits, not [B, M, V]
-        before, after, targets, weights = inputs
-        kl = kl_from_logits(apply_head(before, head), apply_head(after, head))
-        terms = (
-            cross_entropy(before, head, targets, weights)[0],
-            cross_entropy(after, head, targets, weights)[0],
-            jnp.sum(kl * weights),
-            jnp.sum(weights),
-        )
-        return jax.tree.map(jnp.add, sums, terms), None
-
-    zeros = (jnp.zeros(()),) * 4
-    return jax.lax.scan(row, zeros, (before, after, next_ids, weights))[0]
+    before, after = states(before), states(after)
+    kl = Signal(signal.used, teacher=before, weights=signal.supervision)
+    nll_before, count = chunked_loss(before, head, signal)
+    return nll_before, chunked_loss(after, head, signal)[0], chunked_loss(after, head, kl)[0], count
 
 
 def measure_drift(
     model: Decoder,
-    base: dict,
-    injected: dict,
+    before: dict,
+    after: dict,
     prompt: Prompt,
     texts: Sequence[str],
     row_length: int = 256,
-    rows_per_call: int = 4,
+    rows_per_call: int = 2,
 ) -> dict:
-    """Perplexity on general text before and after, and mean KL(base || injected) per token.
+    """Perplexity on general text before and after, and mean KL(before || after) per token.
 
     Every token after a text's first is predicted. Texts are cut to `row_length` tokens.
 
     Args:
-      base, injected: parameter trees of one architecture with the same (frozen) head.
+      before, after: variables of the model, {'params'} or {'params', 'lora'}, with the same (frozen) head.
 
     Returns:
       {"perplexity_before", "perplexity_after", "kl", "tokens"}.
     """
-    pieces = []
+    pieces, slot = [], 0
     for text in texts:
         ids = (tuple(prompt.head) + prompt.text(text))[:row_length]
         predictors = tuple(range(len(prompt.head), len(ids) - 1))
         ones, zeros = (1.0,) * len(predictors), (0.0,) * len(predictors)
-        pieces.append(Piece(ids, 0, predictors, ones, zeros, (0,) * len(predictors)))
-    assignment = first_fit_decreasing(pieces, row_length, row_length)
+        slots = tuple(range(slot, slot + len(predictors)))
+        pieces.append(Piece(ids, 0, predictors, zeros, ones, slots))
+        slot += len(slots)
+    if not slot:
+        raise ValueError("drift needs general text of at least two tokens; got none")
+    assignment = first_fit_decreasing([len(piece.ids) for piece in pieces], row_length)
     assignment += [[]] * (-len(assignment) % rows_per_call)
-    rows = fill_rows(pieces, assignment, row_length, row_length)
+    rows = fill_rows(pieces, assignment, row_length)
     sums = np.zeros(4)
     for begin in range(0, len(assignment), rows_per_call):
         part = rows.take(slice(begin, begin + rows_per_call))
-        arrays = (part.input_ids, part.positions, part.segments, part.index, part.weights)
-        sums += np.asarray(_drift_sums(model, base, injected, *arrays), np.float64)
-    before, after, kl, count = sums
-    if not count:
-        raise ValueError("drift needs general text of at least two tokens; got none")
+        at = loss_positions(part)
+        signal = Signal(at.used, targets=at.targets, supervision=at.supervision)
+        arrays = (part.input_ids, part.positions, part.segments, at.index, signal)
+        sums += np.asarray(_drift_sums(model, before, after, *arrays), np.float64)
+    nll_before, nll_after, kl, count = sums
     return {
-        "perplexity_before": float(np.exp(before / count)),
-        "perplexity_after": float(np.exp(after / count)),
+        "perplexity_before": float(np.exp(nll_before / count)),
+        "perplexity_after": float(np.exp(nll_after / count)),
         "kl": float(kl / count),
         "tokens": int(count),
     }

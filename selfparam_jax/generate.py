@@ -1,7 +1,7 @@
 """Batched greedy decoding with cached keys and values.
 
-Nothing large is ever copied: what was read before (a context prefix shared by all rows, the rows' own
-prompts) stays as it is, and only the small block of new tokens is written, inside one compiled loop.
+The context prefix that all rows share stays as it is and is never copied. The rows' own prompts are put once
+into a block with room for the new tokens, which are written to it inside one compiled loop.
 """
 
 import functools
@@ -13,52 +13,24 @@ import numpy as np
 from jax import lax
 
 from selfparam_jax.model import EMPTY, PADDING, SHARED, Decoder, KeyValues, apply_head, head_weight
+from selfparam_jax.prefix import Prefix, read_prefix, round_up
 
-PREFIX_BUCKET = 128  # prefixes are padded to a multiple of this: few shapes, few compilations
 PROMPT_BUCKET = 32
 
 
-def round_up(length: int, multiple: int) -> int:
-    """The smallest multiple that is at least `length`."""
-    return -(-length // multiple) * multiple
+def _with_room(read: KeyValues, count: int) -> KeyValues:
+    """What was read, followed by `count` empty slots per row, to be filled one by one.
 
-
-@functools.partial(jax.jit, static_argnames="model")
-def _read_prefix(model: Decoder, variables: dict, input_ids, positions, segments):
-    return model.apply(variables, input_ids, positions, segments)
-
-
-def read_prefix(model: Decoder, variables: dict, ids: Sequence[int]) -> tuple[jax.Array, KeyValues]:
-    """Reads a text that several rows will continue.
-
-    Returns:
-      hidden [len(ids) rounded up, D] (final normed, rows past len(ids) meaningless) and KeyValues with
-      B = 1 and SHARED segments.
-
-    Raises:
-      ValueError: the text is longer than the model's max_position_embeddings.
+    One block of both, as every block of a layer costs two more small products per token.
     """
-    limit = model.config.max_position_embeddings
-    if len(ids) > limit:
-        raise ValueError(
-            f"a context of {len(ids)} tokens (prompt format included) exceeds the model's limit of {limit} "
-            "(max_position_embeddings); shorten it or split it into several contexts"
-        )
-    length = min(round_up(len(ids), PREFIX_BUCKET), limit)
-    padded = np.zeros((1, length), np.int32)
-    padded[0, : len(ids)] = ids
-    positions = np.arange(length, dtype=np.int32)[None]
-    segments = np.where(positions < len(ids), SHARED, EMPTY).astype(np.int32)
-    hidden, key_values = _read_prefix(model, variables, padded, positions, segments)
-    return hidden[0], key_values
 
+    def longer(array, axis, value=0):
+        widths = [(0, count if n == axis else 0) for n in range(array.ndim)]
+        return jnp.pad(array, widths, constant_values=value)
 
-def _unused_slots(like: KeyValues, count: int) -> KeyValues:
-    """Room for `count` positions of every row of `like`, to be filled one by one."""
-    shape = (*like.keys.shape[:2], count, *like.keys.shape[3:])
-    zeros = jnp.zeros(shape, like.keys.dtype)
-    positions = jnp.zeros((shape[1], count), jnp.int32)
-    return KeyValues(zeros, zeros, positions, jnp.full_like(positions, EMPTY))
+    return KeyValues(
+        longer(read.keys, 2), longer(read.values, 2), longer(read.positions, 1), longer(read.segments, 1, EMPTY)
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("model", "new_tokens", "least_tokens"))
@@ -88,7 +60,7 @@ def _decode(
     def pick(state):  # [B, D] -> [B]
         return jnp.argmax(apply_head(state, head), axis=-1).astype(jnp.int32)
 
-    recent = _unused_slots(read, new_tokens)
+    cache = _with_room(read, new_tokens)
     first = pick(last)
     tokens = jnp.zeros((batch, new_tokens), jnp.int32).at[:, 0].set(first)
 
@@ -97,22 +69,22 @@ def _decode(
         return (step < new_tokens) & ((step < least_tokens) | ~jnp.all(stopped))
 
     def advance(carry):
-        step, token, recent, stopped, tokens = carry
+        step, token, cache, stopped, tokens = carry
         position = (start + lengths + step - 1)[:, None]
         segment = jnp.ones_like(position)
-        hidden, new = model.apply(variables, token[:, None], position, segment, (prefix, read, recent))
-        at = step - 1
-        recent = KeyValues(
-            lax.dynamic_update_slice_in_dim(recent.keys, new.keys, at, axis=2),
-            lax.dynamic_update_slice_in_dim(recent.values, new.values, at, axis=2),
-            lax.dynamic_update_slice_in_dim(recent.positions, position, at, axis=1),
-            lax.dynamic_update_slice_in_dim(recent.segments, jnp.full_like(segment, SHARED), at, axis=1),
+        hidden, new = model.apply(variables, token[:, None], position, segment, (prefix, cache))
+        at = width + step - 1
+        cache = KeyValues(
+            lax.dynamic_update_slice_in_dim(cache.keys, new.keys, at, axis=2),
+            lax.dynamic_update_slice_in_dim(cache.values, new.values, at, axis=2),
+            lax.dynamic_update_slice_in_dim(cache.positions, position, at, axis=1),
+            lax.dynamic_update_slice_in_dim(cache.segments, jnp.full_like(segment, SHARED), at, axis=1),
         )
         token = pick(hidden[:, 0])
         tokens = lax.dynamic_update_slice_in_dim(tokens, token[:, None], step, axis=1)
-        return step + 1, token, recent, stopped | stops[token], tokens
+        return step + 1, token, cache, stopped | stops[token], tokens
 
-    carry = (jnp.int32(1), first, recent, stops[first], tokens)
+    carry = (jnp.int32(1), first, cache, stops[first], tokens)
     made, _, _, _, tokens = lax.while_loop(unfinished, advance, carry)
     return tokens, made
 
@@ -120,7 +92,7 @@ def _decode(
 def generate(
     model: Decoder,
     variables: dict,
-    prefix_ids: Sequence[int],
+    prefix: Prefix | Sequence[int],
     prompts: Sequence[Sequence[int]],
     new_tokens: int,
     stop_ids: Sequence[int] = (),
@@ -131,7 +103,8 @@ def generate(
 
     Args:
       variables: {'params'} or {'params', 'lora'}.
-      prefix_ids: what every prompt continues (at least one token); read once.
+      prefix: what every prompt continues: token ids (at least one), read once, or what has been read already
+        with these variables.
       prompts: token ids, each at least one.
       new_tokens: tokens to make per prompt.
       stop_ids: a batch ends early once all its rows have made one of these. The ids are kept in the answer,
@@ -145,12 +118,14 @@ def generate(
         raise ValueError("an empty prompt: generation needs at least one token to continue from")
     longest = max((len(prompt) for prompt in prompts), default=0)
     limit = model.config.max_position_embeddings
-    if len(prefix_ids) + longest + new_tokens > limit:
+    prefix_length = prefix.length if isinstance(prefix, Prefix) else len(prefix)
+    if prefix_length + longest + new_tokens > limit:
         raise ValueError(
-            f"{len(prefix_ids)} tokens of context, {longest} of question and {new_tokens} new ones exceed the "
+            f"{prefix_length} tokens of context, {longest} of question and {new_tokens} new ones exceed the "
             f"model's limit of {limit} (max_position_embeddings); shorten the context"
         )
-    _, prefix = read_prefix(model, variables, prefix_ids)
+    if not isinstance(prefix, Prefix):
+        prefix = read_prefix(model, variables, prefix)
     stops = np.zeros(model.config.vocab_size, bool)
     stops[list(stop_ids)] = True
     width = round_up(longest, PROMPT_BUCKET)
@@ -163,7 +138,9 @@ def generate(
         for row, prompt in enumerate(rows):
             padded[row, : len(prompt)] = prompt
         lengths = np.asarray([len(prompt) for prompt in rows], np.int32)
-        start = np.int32(len(prefix_ids))
-        tokens, made = _decode(model, variables, prefix, start, padded, lengths, stops, new_tokens, least_tokens)
+        start = np.int32(prefix_length)
+        tokens, made = _decode(
+            model, variables, prefix.key_values, start, padded, lengths, stops, new_tokens, least_tokens
+        )
         answers.extend(row[: int(made)].tolist() for row in np.asarray(tokens)[: len(chunk)])
     return answers

@@ -5,9 +5,11 @@ The adapted projection is `x @ kernel + alpha / rank * x @ a @ b`.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 MODULES = {
     "q_proj": "self_attn",
@@ -64,16 +66,50 @@ def init_lora(key: jax.Array, params: dict, config: LoraConfig) -> dict:
 
 def merge_lora(params: dict, lora: dict, scale: float) -> dict:
     """The base with `scale * a @ b` added to every adapted kernel, in float32, rounded once to its dtype."""
+    return _replace_kernels(params, lora, lambda kernel, a, b: _merge(kernel, a, b, scale))
+
+
+def merge_lora_lazily(params: dict, lora: dict, scale: float) -> dict:
+    """The same tree for a reader that takes one array after another: a kernel is merged when it is read.
+
+    So writing a merged model needs one kernel more memory than the base, not a second base.
+    """
+    return _replace_kernels(params, lora, lambda kernel, a, b: LazyKernel(kernel, a, b, scale))
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyKernel:
+    """A merged kernel; `np.asarray` computes it."""
+
+    kernel: jax.Array
+    a: jax.Array
+    b: jax.Array
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.kernel.shape
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(_merge_now(self.kernel, self.a, self.b, self.scale), dtype)
+
+
+def _merge(kernel, a, b, scale):
+    delta = scale * jnp.einsum("ldr,lrf->ldf", a, b)
+    return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
+
+
+_merge_now = jax.jit(_merge)
+
+
+def _replace_kernels(params: dict, lora: dict, make: Callable) -> dict:
+    """A tree like `params` with `make(kernel, a, b)` in place of every adapted kernel."""
     merged = dict(params)
     merged["layers"] = {module: dict(entries) for module, entries in params["layers"].items()}
     for module, projections in lora["layers"].items():
         for name, factors in projections.items():
-            kernel = params["layers"][module][name]["kernel"]
-            delta = scale * jnp.einsum("ldr,lrf->ldf", factors["a"], factors["b"])
-            merged["layers"][module][name] = {
-                **params["layers"][module][name],
-                "kernel": (kernel.astype(jnp.float32) + delta).astype(kernel.dtype),
-            }
+            entry = params["layers"][module][name]
+            merged["layers"][module][name] = {**entry, "kernel": make(entry["kernel"], factors["a"], factors["b"])}
     return merged
 
 

@@ -3,12 +3,23 @@
 Paper section 3: sum over target sentences s and positions t of
 KL(p_teacher(. | context, s_<t) || p_student(. | s_<t)). Both distributions come from the same frozen head,
 so the teacher's is kept as its final hidden state, D numbers in place of V.
+
+No array of all positions by V is ever made: the positions are gone over in chunks, and a chunk's gradient
+with respect to the student's hidden states, (p_student - p_teacher) @ head, is taken while its logits are
+at hand. The vocabulary may be sharded: a chunk's reductions over V and its product with the head are then
+what crosses devices.
 """
 
+import functools
+
+import flax
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from selfparam_jax.model import apply_head
+
+DEFAULT_CHUNK = 128
 
 
 def kl_from_logits(teacher: jax.Array, student: jax.Array, temperature: float = 1.0) -> jax.Array:
@@ -18,36 +29,133 @@ def kl_from_logits(teacher: jax.Array, student: jax.Array, temperature: float = 
     return jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
 
 
-def kl_divergence(
-    teacher_hidden: jax.Array,
-    student_hidden: jax.Array,
-    head: jax.Array,
-    weights: jax.Array,
-    temperature: float = 1.0,
+@flax.struct.dataclass
+class Signal:
+    """What the student's hidden states [S, N, D] are compared with; positions past `used` are left out.
+
+    S groups of positions go through the chunks together; on a mesh they are the devices of the data axis.
+
+    Attributes:
+      used: int32 [S], how many of a group's positions count; those come first.
+      teacher: [S, N, D] final normed hidden states, or None for no KL.
+      weights: float32 [S, N], weight of the KL (None without a teacher).
+      targets: int32 [S, N], next token ids, or None for no next-token loss.
+      supervision: float32 [S, N], weight of the next-token loss (None without targets).
+    """
+
+    used: jax.Array
+    teacher: jax.Array | None = None
+    weights: jax.Array | None = None
+    targets: jax.Array | None = None
+    supervision: jax.Array | None = None
+
+
+def chunked_loss(
+    student: jax.Array, head: jax.Array, signal: Signal, temperature: float = 1.0, chunk: int = DEFAULT_CHUNK
 ) -> tuple[jax.Array, jax.Array]:
-    """Weighted KL over positions.
+    """Weighted KL to the teacher plus weighted next-token loss, over the positions in use.
+
+    The gradient goes to `student` alone: the head is frozen, and so is the teacher.
 
     Args:
-      teacher_hidden, student_hidden: final normed hidden states [M, D].
-      head: [V, D]; frozen.
-      weights: float32 [M]; 0 leaves a position out.
-      temperature: softens (> 1) or sharpens (< 1) both distributions; 1 is the paper's.
+      student: final normed hidden states [S, N, D].
+      head: [V, D].
+      temperature: softens (> 1) or sharpens (< 1) both distributions of the KL; 1 is the paper's.
+      chunk: positions of a group whose logits are held at a time; S x chunk x V x float32 is the peak.
 
     Returns:
-      (sum of weight * KL, sum of weights), float32 scalars.
+      (sum of weight * loss, sum of weights), float32 scalars.
+
+    Raises:
+      ValueError: the signal has neither a teacher nor targets.
     """
-    teacher = jax.lax.stop_gradient(apply_head(teacher_hidden, head))
-    student = apply_head(student_hidden, jax.lax.stop_gradient(head))
-    losses = kl_from_logits(teacher, student, temperature)
-    # `where`, not only the product: an unused slot must not turn an infinity elsewhere into a NaN.
-    return jnp.sum(jnp.where(weights > 0, losses * weights, 0.0)), jnp.sum(weights)
+    if signal.teacher is None and signal.targets is None:
+        raise ValueError("the loss has nothing to compare with; give the signal a teacher, targets, or both")
+    for what, weights in (("teacher", "weights"), ("targets", "supervision")):
+        if (getattr(signal, what) is None) != (getattr(signal, weights) is None):
+            raise ValueError(f"a signal has {what} and {weights} both or neither; got one of them")
+    positions = student.shape[1]
+    chunk = min(chunk, positions)
+    missing = -positions % chunk
+
+    def pad(x):
+        return jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2)) if missing and x.ndim > 1 else x
+
+    signal = jax.tree.map(lambda x: lax.stop_gradient(pad(x)), signal)
+    total = _chunked(pad(student), lax.stop_gradient(head), signal, temperature, chunk)
+    valid = jnp.arange(positions + missing, dtype=jnp.int32)[None, :] < signal.used[:, None]
+    parts = [w for w in (signal.weights, signal.supervision) if w is not None]
+    return total, sum(jnp.sum(jnp.where(valid, weights, 0.0)) for weights in parts)
 
 
-def cross_entropy(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Weighted next-token loss: hidden [M, D], targets int32 [M], weights [M] -> (sum, sum of weights)."""
-    logits = apply_head(hidden, head)
-    picked = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    losses = jax.nn.logsumexp(logits, axis=-1) - picked
-    return jnp.sum(jnp.where(weights > 0, losses * weights, 0.0)), jnp.sum(weights)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _chunked(student, head, signal, temperature, chunk):
+    return _go_over(student, head, signal, temperature, chunk, with_gradient=False)[0]
+
+
+def _chunked_forward(student, head, signal, temperature, chunk):
+    # The gradient is made now, while the logits exist; backward only scales it.
+    return _go_over(student, head, signal, temperature, chunk, with_gradient=True)
+
+
+def _chunked_backward(temperature, chunk, gradient, cotangent):
+    return ((gradient.astype(jnp.float32) * cotangent).astype(gradient.dtype), None, None)
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)
+
+
+def _go_over(student, head, signal, temperature, chunk, with_gradient):
+    """(sum of weighted losses, gradient [S, N, D] or None), one chunk of positions at a time."""
+
+    def body(i, carry):
+        total, gradient = carry
+        begin = i * chunk
+
+        def part(x):
+            return None if x is None else lax.dynamic_slice_in_dim(x, begin, chunk, axis=1)
+
+        offsets = begin + jnp.arange(chunk, dtype=jnp.int32)
+        valid = offsets[None, :] < signal.used[:, None]
+        pieces = [part(x) for x in (signal.teacher, signal.weights, signal.targets, signal.supervision)]
+        losses, slope = _chunk_terms(part(student), head, valid, *pieces, temperature)
+        if with_gradient:
+            # A product in the head's dtype: a float32 copy of the head would cost as much as the head itself.
+            slope = jnp.einsum(
+                "scv,vd->scd", slope.astype(student.dtype), head.astype(student.dtype),
+                preferred_element_type=jnp.float32,
+            ).astype(student.dtype)  # fmt: skip
+            gradient = lax.dynamic_update_slice_in_dim(gradient, slope, begin, axis=1)
+        return total + losses, gradient
+
+    # As many chunks as are in use, not as there is room for.
+    count = (jnp.max(signal.used) + chunk - 1) // chunk
+    gradient = jnp.zeros_like(student) if with_gradient else None
+    return lax.fori_loop(0, count, body, (jnp.zeros((), jnp.float32), gradient))
+
+
+def _chunk_terms(student, head, valid, teacher, weights, targets, supervision, temperature):
+    """Summed losses of one chunk [S, C, D], and their slope with respect to the student's logits [S, C, V]."""
+    logits = apply_head(student, head)
+    total, slope = 0.0, 0.0
+    if teacher is not None:
+        weights = jnp.where(valid, weights, 0.0)
+        scaled, wanted = logits / temperature, apply_head(teacher, head) / temperature
+        log_student = scaled - jax.nn.logsumexp(scaled, axis=-1, keepdims=True)
+        log_teacher = wanted - jax.nn.logsumexp(wanted, axis=-1, keepdims=True)
+        p_teacher = jnp.exp(log_teacher)
+        losses = jnp.sum(p_teacher * (log_teacher - log_student), axis=-1)
+        # `where`, not only the product: zero times an infinity of an unused slot would be a NaN.
+        total += jnp.sum(jnp.where(weights > 0, losses * weights, 0.0))
+        scale = (weights / temperature)[..., None]
+        slope += jnp.where(scale > 0, scale * (jnp.exp(log_student) - p_teacher), 0.0)
+    if targets is not None:
+        supervision = jnp.where(valid, supervision, 0.0)
+        log_p = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        # Compared, not gathered: what is elementwise along V stays where a sharded vocabulary is.
+        hit = targets[..., None] == jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, None, :]
+        losses = -jnp.sum(jnp.where(hit, log_p, 0.0), axis=-1)
+        total += jnp.sum(jnp.where(supervision > 0, losses * supervision, 0.0))
+        scale = supervision[..., None]
+        slope += jnp.where(scale > 0, scale * (jnp.exp(log_p) - hit), 0.0)
+    return total, slope

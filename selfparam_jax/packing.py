@@ -5,11 +5,14 @@ compilation; a piece that does not fit is an error, never cut.
 """
 
 import dataclasses
+import heapq
 from collections.abc import Sequence
 
 import numpy as np
 
 from selfparam_jax.model import PADDING
+
+NO_SLOT = -1  # a position whose next token carries no loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Piece:
     Attributes:
       ids: token ids.
       first_position: position of ids[0] (0, or the prefix length for a reader that continues one).
-      predictors: indices into ids of the positions whose next token carries loss.
+      predictors: indices into ids of the positions whose next token, also of this piece, carries loss.
       weights: weight of the KL at each predictor.
       supervision: weight of the next-token loss at each predictor.
       slots: for each predictor, the row of the hidden-state store that belongs to it.
@@ -35,19 +38,17 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Packed rows.
+    """Packed rows; all arrays are [B, T].
 
     Attributes:
-      input_ids, positions, segments: int32 [B, T].
-      index: int32 [B, M], positions within the row whose next token carries loss (0 where unused).
-      weights, supervision: float32 [B, M], 0 where unused.
-      slots: int32 [B, M], rows of the hidden-state store (0 where unused).
+      input_ids, positions, segments: int32.
+      weights, supervision: float32, of the token that follows; 0 where it carries no loss.
+      slots: int32, row of the hidden-state store of the token that follows; NO_SLOT where it carries no loss.
     """
 
     input_ids: np.ndarray
     positions: np.ndarray
     segments: np.ndarray
-    index: np.ndarray
     weights: np.ndarray
     supervision: np.ndarray
     slots: np.ndarray
@@ -55,76 +56,119 @@ class Rows:
     def take(self, rows) -> "Rows":
         return Rows(**{name: value[rows] for name, value in vars(self).items()})
 
-    @property
-    def fill(self) -> float:
-        """Share of the positions that hold a token."""
-        return float(np.mean(self.segments != PADDING))
+
+@dataclasses.dataclass(frozen=True)
+class LossPositions:
+    """Where the loss looks in some rows, group by group, the positions in use first.
+
+    Attributes:
+      used: int32 [S], positions in use.
+      index: int32 [S, N], position within the group's rows laid end to end (0 where unused).
+      targets: int32 [S, N], the token that follows.
+      weights, supervision: float32 [S, N], 0 where unused.
+      slots: int32 [S, N], NO_SLOT where unused.
+    """
+
+    used: np.ndarray
+    index: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    supervision: np.ndarray
+    slots: np.ndarray
 
 
-def check_sizes(pieces: Sequence[Piece], row_length: int, loss_length: int) -> None:
-    """Raises ValueError if a piece is longer than a row, or has more loss positions than one."""
-    for piece in pieces:
-        if len(piece.ids) > row_length or len(piece.predictors) > loss_length:
-            raise ValueError(
-                f"a sentence has {len(piece.ids)} tokens, {len(piece.predictors)} of them with loss, but a row holds "
-                f"{row_length} and {loss_length}; raise train.row_length or train.loss_length, or shorten it"
-            )
+def check_sizes(lengths: Sequence[int], row_length: int) -> None:
+    """Raises ValueError if a piece is longer than a row."""
+    longest = max(lengths, default=0)
+    if longest > row_length:
+        raise ValueError(
+            f"a sentence has {longest} tokens (what the prompt format puts before it included), but a row holds "
+            f"{row_length}; raise train.row_length or shorten the sentence"
+        )
 
 
-def first_fit_decreasing(
-    pieces: Sequence[Piece], row_length: int, loss_length: int, one_per_row: bool = False
-) -> list[list[int]]:
-    """Indices of pieces per row; neither tokens nor loss positions of a row exceed its capacity.
+def first_fit_decreasing(lengths: Sequence[int], row_length: int, one_per_row: bool = False) -> list[list[int]]:
+    """Indices of pieces per row, by first-fit-decreasing: longest first, each into the first row with room.
 
-    Pieces of equal length keep the order in which they are given, so shuffling the input mixes the rows.
+    Pieces of equal length keep the order in which they are given, so shuffling the input mixes the rows. The
+    number of rows depends on the lengths alone, not on their order.
 
     Raises:
       ValueError: a piece is longer than a row.
     """
-    check_sizes(pieces, row_length, loss_length)
+    check_sizes(lengths, row_length)
+    lengths = np.asarray(lengths, np.int64)
+    order = np.argsort(-lengths, kind="stable")
+    if one_per_row:
+        return [[int(i)] for i in order]
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []
-    for i in sorted(range(len(pieces)), key=lambda i: -len(pieces[i].ids)):
-        tokens, losses = len(pieces[i].ids), len(pieces[i].predictors)
-        fits = (r for r, (t, m) in enumerate(room) if tokens <= t and losses <= m)
-        row = None if one_per_row else next(fits, None)
-        if row is None:
+    # For every amount of room, the rows that have it, ascending: the first row that fits is found by looking
+    # at the head of each amount, however many rows there are.
+    with_room: list[list[int]] = [[] for _ in range(row_length + 1)]
+    none = np.iinfo(np.int64).max
+    first = np.full(row_length + 1, none, np.int64)
+    for i in order:
+        length = int(lengths[i])
+        room = length + int(np.argmin(first[length:]))
+        row = int(first[room])
+        if row == none:
+            row, room = len(rows), row_length
             rows.append([])
-            room.append((row_length, loss_length))
-            row = len(rows) - 1
-        rows[row].append(i)
-        room[row] = (room[row][0] - tokens, room[row][1] - losses)
+        else:
+            heapq.heappop(with_room[room])
+            first[room] = with_room[room][0] if with_room[room] else none
+        rows[row].append(int(i))
+        room -= length
+        heapq.heappush(with_room[room], row)
+        first[room] = with_room[room][0]
     return rows
 
 
-def fill_rows(
-    pieces: Sequence[Piece], assignment: Sequence[Sequence[int]], row_length: int, loss_length: int
-) -> Rows:
+def fill_rows(pieces: Sequence[Piece], assignment: Sequence[Sequence[int]], row_length: int) -> Rows:
     """Writes pieces into rows [len(assignment), row_length]; empty assignments give rows of padding."""
-    count = len(assignment)
-    tokens = {name: np.zeros((count, row_length), np.int32) for name in ("input_ids", "positions", "segments")}
-    tokens["segments"][:] = PADDING
-    index = np.zeros((count, loss_length), np.int32)
-    weights, supervision = np.zeros((2, count, loss_length), np.float32)
-    slots = np.zeros((count, loss_length), np.int32)
+    shape = (len(assignment), row_length)
+    input_ids, positions = np.zeros((2, *shape), np.int32)
+    segments, slots = np.full(shape, PADDING, np.int32), np.full(shape, NO_SLOT, np.int32)
+    weights, supervision = np.zeros((2, *shape), np.float32)
     for row, members in enumerate(assignment):
-        start = used = 0
+        start = 0
         for segment, i in enumerate(members, start=1):
             piece = pieces[i]
             span = slice(start, start + len(piece.ids))
-            tokens["input_ids"][row, span] = piece.ids
-            tokens["positions"][row, span] = piece.first_position + np.arange(len(piece.ids))
-            tokens["segments"][row, span] = segment
-            losses = slice(used, used + len(piece.predictors))
-            index[row, losses] = start + np.asarray(piece.predictors, np.int32)
-            weights[row, losses] = piece.weights
-            supervision[row, losses] = piece.supervision
-            slots[row, losses] = piece.slots
-            start, used = span.stop, losses.stop
-    return Rows(**tokens, index=index, weights=weights, supervision=supervision, slots=slots)
+            input_ids[row, span] = piece.ids
+            positions[row, span] = piece.first_position + np.arange(len(piece.ids))
+            segments[row, span] = segment
+            at = start + np.asarray(piece.predictors, np.int64)
+            weights[row, at], supervision[row, at], slots[row, at] = piece.weights, piece.supervision, piece.slots
+            start = span.stop
+    return Rows(input_ids, positions, segments, weights, supervision, slots)
 
 
-def concatenate(parts: Sequence[Rows]) -> Rows:
-    """Rows of several packings, one after another."""
-    names = [field.name for field in dataclasses.fields(Rows)]
-    return Rows(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+def loss_positions(rows: Rows, groups: int = 1) -> LossPositions:
+    """Collects the positions that carry loss from each of `groups` equal groups of rows.
+
+    There is room for all positions of a group, N = B / S * T, so the shape does not depend on the rows.
+    """
+    count, length = rows.input_ids.shape
+    if count % groups:
+        raise ValueError(f"{count} rows cannot be split into {groups} equal groups; use a multiple of {groups}")
+    shape = (groups, count // groups * length)
+    slots = rows.slots.reshape(shape)
+    # A token's target stands one to the right; a row's last position is never a predictor of anything.
+    following = np.roll(rows.input_ids, -1, axis=1).reshape(shape)
+    # Positions in use first, in order.
+    index = np.argsort(slots == NO_SLOT, axis=1, kind="stable").astype(np.int32)
+    used = np.sum(slots != NO_SLOT, axis=1).astype(np.int32)
+    unused = np.arange(shape[1])[None] >= used[:, None]
+
+    def collect(values):
+        return np.take_along_axis(values.reshape(shape), index, axis=1)
+
+    found = {"weights": collect(rows.weights), "supervision": collect(rows.supervision), "slots": collect(slots)}
+    targets = np.where(unused, 0, collect(following))
+    return LossPositions(used=used, index=np.where(unused, 0, index), targets=targets, **found)
+
+
+def fill_rate(lengths: Sequence[int], rows: int, row_length: int) -> float:
+    """Share of the positions of `rows` rows that hold a token."""
+    return float(np.sum(lengths) / max(rows * row_length, 1))

@@ -5,6 +5,7 @@ teacher reads before it. The generator of QA pairs joins here; today pairs come 
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -89,7 +90,7 @@ class Sentence:
     record: dict
     supervision: tuple[float, ...] = ()
 
-    @property
+    @functools.cached_property
     def loss_tokens(self) -> list[int]:
         """Indices of the tokens that carry any loss."""
         supervision = self.supervision or (0.0,) * len(self.weights)
@@ -151,6 +152,20 @@ def unrelated_sentences(
     return sentences
 
 
-def slot_starts(sentences: Sequence[Sentence]) -> np.ndarray:
-    """Where each sentence's loss tokens begin in the hidden-state store, int64 [len + 1]; the last is its size."""
-    return np.concatenate([[0], np.cumsum([len(sentence.loss_tokens) for sentence in sentences])]).astype(np.int64)
+def context_groups(sentences: Sequence[Sentence]) -> dict[int | None, list[int]]:
+    """Indices of the sentences that carry loss, by the context that the teacher reads before them."""
+    groups: dict[int | None, list[int]] = {}
+    for i, sentence in enumerate(sentences):
+        if sentence.loss_tokens:
+            groups.setdefault(sentence.context, []).append(i)
+    return groups
+
+
+def first_slots(sentences: Sequence[Sentence]) -> np.ndarray:
+    """Where each sentence's loss tokens begin in the hidden-state store, int64 [len]; a context's are contiguous."""
+    first, slot = np.zeros(len(sentences), np.int64), 0
+    for members in context_groups(sentences).values():
+        for i in members:
+            first[i] = slot
+            slot += len(sentences[i].loss_tokens)
+    return first

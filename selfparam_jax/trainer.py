@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import flax
 import jax
@@ -14,9 +16,9 @@ from jax.sharding import Mesh
 
 from selfparam_jax.mesh import put_rows, replicated, split_rows
 from selfparam_jax.model import Decoder, head_weight
-from selfparam_jax.objective import cross_entropy, kl_divergence
-from selfparam_jax.packing import Piece, Rows, concatenate, fill_rows, first_fit_decreasing
-from selfparam_jax.targets import Sentence, slot_starts
+from selfparam_jax.objective import DEFAULT_CHUNK, Signal, chunked_loss
+from selfparam_jax.packing import Piece, Rows, check_sizes, fill_rate, fill_rows, first_fit_decreasing, loss_positions
+from selfparam_jax.targets import Sentence
 
 
 class NotFiniteError(ArithmeticError):
@@ -46,15 +48,18 @@ class TrainConfig:
     epochs: int = 1
     batch_rows: int = 1
     row_length: int = 256
-    loss_length: int = 256
     pack: bool = True
+    teacher: str = "stored"
+    loss_chunk: int = DEFAULT_CHUNK
     temperature: float = 1.0
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("learning_rate", "epochs", "batch_rows", "row_length", "loss_length", "temperature"):
+        for name in ("learning_rate", "epochs", "batch_rows", "row_length", "loss_chunk", "temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"train.{name} = {getattr(self, name)}, expected more than 0")
+        if self.teacher not in ("stored", "online"):
+            raise ValueError(f"train.teacher = {self.teacher!r}, expected 'stored' or 'online'")
 
 
 @flax.struct.dataclass
@@ -68,15 +73,35 @@ class TrainState:
 
 @flax.struct.dataclass
 class Batch:
-    """Rows of one step: Rows' arrays but for the slots, in whose place are the teacher's states [B, M, D]."""
+    """Rows of one step, and what the loss compares.
+
+    Attributes:
+      input_ids, positions, segments: int32 [B, T].
+      index: int32 [S, N], for each of S groups of rows (the devices of the data axis) where the loss looks,
+        as positions within the group's rows laid end to end.
+      signal: the teacher's states, targets and weights at these positions.
+    """
 
     input_ids: jax.Array
     positions: jax.Array
     segments: jax.Array
     index: jax.Array
-    weights: jax.Array
-    supervision: jax.Array
-    teacher: jax.Array
+    signal: Signal
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """How the student is compared: see `objective.chunked_loss`."""
+
+    temperature: float = 1.0
+    chunk: int = DEFAULT_CHUNK
+
+
+class Teacher(Protocol):
+    """Where the teacher's hidden states come from: `teacher.Store` or `teacher.Online`."""
+
+    def take(self, slots: np.ndarray) -> np.ndarray:
+        """States [*slots.shape, D] of slots of any shape; zeros for NO_SLOT."""
 
 
 def learning_rate_schedule(config: TrainConfig, steps: int) -> optax.Schedule:
@@ -122,13 +147,10 @@ def init_state(lora: dict, optimizer: optax.GradientTransformation) -> TrainStat
     return TrainState(lora, optimizer.init(lora), jnp.zeros((), jnp.int32))
 
 
-def student_loss(
-    lora, params, batch: Batch, dropout_key, model: Decoder, temperature: float, supervised: bool = False
-):
+def student_loss(lora, params, batch: Batch, dropout_key, model: Decoder, loss: LossConfig):
     """(sum of weighted losses, sum of weights) of one batch under the adapter.
 
-    The loss is the KL to the teacher and, if `supervised`, the next-token loss where a position has any
-    supervision. Its weights count only then.
+    The loss is the KL to the teacher, the next-token loss, or both: whatever the batch's signal holds.
     """
     hidden, _ = model.apply(
         {"params": params, "lora": lora},
@@ -138,16 +160,9 @@ def student_loss(
         deterministic=model.lora_dropout == 0.0,
         rngs={"dropout": dropout_key},
     )
-    states = jnp.take_along_axis(hidden, batch.index[:, :, None], axis=1)  # [B, M, D]
-    flat = states.reshape(-1, states.shape[-1])
-    teacher = batch.teacher.reshape(-1, states.shape[-1])
-    head, weights = head_weight(params), batch.weights.reshape(-1)
-    total, count = kl_divergence(teacher, flat, head, weights, temperature)
-    if supervised:
-        next_ids = jnp.take_along_axis(batch.input_ids, batch.index + 1, axis=1, mode="clip").reshape(-1)
-        extra = cross_entropy(flat, head, next_ids, batch.supervision.reshape(-1))
-        total, count = total + extra[0], count + extra[1]
-    return total, count
+    flat = hidden.reshape(batch.index.shape[0], -1, hidden.shape[-1])  # [S, B / S * T, D]
+    states = jnp.take_along_axis(flat, batch.index[:, :, None], axis=1)  # [S, N, D]
+    return chunked_loss(states, head_weight(params), batch.signal, loss.temperature, loss.chunk)
 
 
 def train_step(
@@ -158,8 +173,7 @@ def train_step(
     *,
     model: Decoder,
     optimizer: optax.GradientTransformation,
-    temperature: float = 1.0,
-    supervised: bool = False,
+    loss: LossConfig,
 ) -> tuple[TrainState, dict]:
     """One optimiser step on the adapter. Pure; jitted in `compile_step`.
 
@@ -169,84 +183,132 @@ def train_step(
 
     def mean_loss(lora):
         key_now = jax.random.fold_in(key, state.step)
-        total, count = student_loss(lora, params, batch, key_now, model, temperature, supervised)
+        total, count = student_loss(lora, params, batch, key_now, model, loss)
         return total / jnp.maximum(count, 1e-6)
 
-    loss, gradient = jax.value_and_grad(mean_loss)(state.lora)
+    mean, gradient = jax.value_and_grad(mean_loss)(state.lora)
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.lora)
     lora = optax.apply_updates(state.lora, updates)
-    metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradient)}
+    metrics = {"loss": mean, "grad_norm": optax.tree.norm(gradient)}
     return TrainState(lora, opt_state, state.step + 1), metrics
 
 
-def compile_step(
-    model: Decoder, optimizer, mesh: Mesh, temperature: float = 1.0, supervised: bool = False
-) -> Callable:
+def compile_step(model: Decoder, optimizer, mesh: Mesh, loss: LossConfig = LossConfig()) -> Callable:
     """`train_step` jitted over the mesh: rows split over `data`, everything else replicated, state donated."""
     same, rows = replicated(mesh), split_rows(mesh)
-    step = functools.partial(
-        train_step,
-        model=model,
-        optimizer=optimizer,
-        temperature=temperature,
-        supervised=supervised,
-    )
+    step = functools.partial(train_step, model=model, optimizer=optimizer, loss=loss)
     return jax.jit(step, in_shardings=(same, same, rows, same), out_shardings=(same, same), donate_argnums=0)
 
 
-def student_pieces(sentences: Sequence[Sentence], head: Sequence[int]) -> list[Piece]:
-    """Sentences as the student reads them: the prompt's head, then the sentence, positions from 0.
+def student_piece(sentence: Sentence, head: Sequence[int], first_slot: int) -> Piece:
+    """A sentence as the student reads it: the prompt's head, then the sentence, positions from 0.
 
     The state that predicts sentence token j stands one before it; for j = 0 that is the head's last token.
     """
-    pieces = []
-    for sentence, first in zip(sentences, slot_starts(sentences)[:-1], strict=True):
-        tokens = sentence.loss_tokens
-        pieces.append(
-            Piece(
-                ids=tuple(head) + sentence.ids,
-                first_position=0,
-                predictors=tuple(len(head) + j - 1 for j in tokens),
-                weights=tuple(sentence.weights[j] for j in tokens),
-                supervision=tuple(sentence.supervision[j] if sentence.supervision else 0.0 for j in tokens),
-                slots=tuple(int(first) + n for n in range(len(tokens))),
-            )
-        )
-    return pieces
+    tokens = sentence.loss_tokens
+    return Piece(
+        ids=tuple(head) + sentence.ids,
+        first_position=0,
+        predictors=tuple(len(head) + j - 1 for j in tokens),
+        weights=tuple(sentence.weights[j] for j in tokens),
+        supervision=tuple(sentence.supervision[j] if sentence.supervision else 0.0 for j in tokens),
+        slots=tuple(int(first_slot) + n for n in range(len(tokens))),
+    )
 
 
-def plan_rows(
-    sentences: Sequence[Sentence], head: Sequence[int], config: TrainConfig, unrelated_per_epoch: int
-) -> Rows:
-    """All rows of all epochs, in training order: a function of the sentences and the seed alone.
+class Plan:
+    """Which sentences stand in which row of which step: a function of the sentences and the seed alone.
 
-    Each epoch has every QA pair and every tail once, and the next `unrelated_per_epoch` unrelated texts.
-    The last batch is filled up with empty rows.
+    Each epoch has every QA pair and every tail once, and the next `unrelated_per_epoch` unrelated texts, packed
+    anew. Rows follow one another through the epochs; the last batch is filled up with empty rows. Only the
+    epoch that is asked for is held.
+
+    Attributes:
+      steps: optimiser steps of all epochs.
+      fill: share of the positions of all steps that hold a token.
     """
-    pieces = student_pieces(sentences, head)
-    unrelated = [i for i, sentence in enumerate(sentences) if sentence.kind == "unrelated"]
-    others = [i for i, sentence in enumerate(sentences) if sentence.kind != "unrelated"]
-    epochs, shape = [], (config.row_length, config.loss_length)
-    for epoch in range(config.epochs):
-        rng = np.random.default_rng([config.seed, epoch])
-        first = epoch * unrelated_per_epoch
-        turn = [unrelated[(first + n) % len(unrelated)] for n in range(unrelated_per_epoch)]
-        chosen = rng.permutation(others + turn)
-        members = [pieces[i] for i in chosen]
-        assignment = first_fit_decreasing(members, *shape, one_per_row=not config.pack)
-        rng.shuffle(assignment)
-        epochs.append(fill_rows(members, assignment, *shape))
-    total = sum(len(rows.input_ids) for rows in epochs)
-    missing = -total % config.batch_rows
-    return concatenate([*epochs, fill_rows([], [[]] * missing, *shape)])
+
+    def __init__(
+        self,
+        sentences: Sequence[Sentence],
+        first_slots: np.ndarray,
+        head: Sequence[int],
+        config: TrainConfig,
+        unrelated_per_epoch: int,
+    ):
+        self._sentences, self._first_slots, self._head, self._config = sentences, first_slots, head, config
+        self._unrelated_per_epoch = unrelated_per_epoch
+        self._lengths = np.asarray([len(head) + len(sentence.ids) for sentence in sentences], np.int64)
+        check_sizes(self._lengths, config.row_length)
+        self._unrelated = [i for i, sentence in enumerate(sentences) if sentence.kind == "unrelated"]
+        self._others = [i for i, sentence in enumerate(sentences) if sentence.kind != "unrelated"]
+        if not self._members(0):
+            raise ValueError("no sentence is left to train on; lower targets.least_confidence or give other contexts")
+        self._packed = functools.lru_cache(maxsize=2)(self._pack)
+        # Packing sees lengths only, so counting the rows of every epoch costs little.
+        counts = [len(self._packed(epoch)) for epoch in range(config.epochs)]
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+        self.steps = -(-int(self._starts[-1]) // config.batch_rows)
+        tokens = sum(self._lengths[self._members(epoch)].sum() for epoch in range(config.epochs))
+        self.fill = fill_rate([tokens], self.steps * config.batch_rows, config.row_length)
+
+    def _members(self, epoch: int) -> list[int]:
+        first = epoch * self._unrelated_per_epoch
+        count = self._unrelated_per_epoch if self._unrelated else 0
+        return self._others + [self._unrelated[(first + n) % len(self._unrelated)] for n in range(count)]
+
+    def _pack(self, epoch: int) -> list[list[int]]:
+        """Sentences per row of one epoch."""
+        rng = np.random.default_rng([self._config.seed, epoch])
+        chosen = rng.permutation(self._members(epoch))
+        lengths = self._lengths[chosen]
+        rows = first_fit_decreasing(lengths, self._config.row_length, one_per_row=not self._config.pack)
+        rows = [[int(chosen[i]) for i in row] for row in rows]
+        rng.shuffle(rows)
+        return rows
+
+    def assignment(self, step: int) -> list[list[int]]:
+        """Indices of the sentences in each row of a step."""
+        count = self._config.batch_rows
+        rows = []
+        for row in range(step * count, (step + 1) * count):
+            epoch = int(np.searchsorted(self._starts, row, side="right")) - 1
+            inside = epoch < self._config.epochs
+            rows.append(self._packed(epoch)[row - int(self._starts[epoch])] if inside else [])
+        return rows
+
+    def rows(self, step: int) -> Rows:
+        """The rows of a step."""
+        assignment = self.assignment(step)
+        members = list(itertools.chain.from_iterable(assignment))
+        pieces = {i: student_piece(self._sentences[i], self._head, self._first_slots[i]) for i in members}
+        return fill_rows(pieces, assignment, self._config.row_length)
+
+    def sentence_tokens(self, step: int) -> int:
+        """Tokens of the step's sentences; padding and the prompt's head do not count."""
+        return sum(len(self._sentences[i].ids) for row in self.assignment(step) for i in row)
 
 
-def batches(rows: Rows, store: np.ndarray, config: TrainConfig, mesh: Mesh, first: int) -> Iterator[Batch]:
+def make_batch(rows: Rows, teacher: Teacher | None, mesh: Mesh, supervised: bool) -> Batch:
+    """Rows with what their loss compares, on the mesh.
+
+    Args:
+      teacher: None leaves the KL out (plain fine-tuning).
+      supervised: whether any sentence has supervision; False leaves the next-token loss out.
+    """
+    at = loss_positions(rows, mesh.shape["data"])
+    signal = Signal(at.used)
+    if teacher is not None:
+        signal = signal.replace(teacher=teacher.take(at.slots), weights=at.weights)
+    if supervised:
+        signal = signal.replace(targets=at.targets, supervision=at.supervision)
+    return put_rows(mesh, Batch(rows.input_ids, rows.positions, rows.segments, at.index, signal))
+
+
+def batches(plan: Plan, teacher: Teacher | None, mesh: Mesh, supervised: bool, first: int = 0) -> Iterator[Batch]:
     """Batches from step `first` on, on the mesh."""
-    for step in range(first, len(rows.input_ids) // config.batch_rows):
-        part = rows.take(slice(step * config.batch_rows, (step + 1) * config.batch_rows))
-        fields = {name: value for name, value in vars(part).items() if name != "slots"}
-        yield put_rows(mesh, Batch(**fields, teacher=store[part.slots]))
+    for step in range(first, plan.steps):
+        yield make_batch(plan.rows(step), teacher, mesh, supervised)
 
 
 def fit(

@@ -198,17 +198,22 @@ def drift_ids(prompt):
     return [(list(prompt.head) + list(prompt.text(text)))[:ROW] for text in TEXTS], len(prompt.head)
 
 
+LORA = LoraConfig(rank=2)
+
+
+def adapter(tiny_model):
+    return jax.tree.map(lambda x: x + 0.03, init_lora(jax.random.key(0), tiny_model.params, LORA))
+
+
 @pytest.fixture(scope="module")
 def perturbed(tiny_model):
-    config = LoraConfig(rank=2)
-    lora = jax.tree.map(lambda x: x + 0.03, init_lora(jax.random.key(0), tiny_model.params, config))
-    return merge_lora(tiny_model.params, lora, config.scale)
+    return merge_lora(tiny_model.params, adapter(tiny_model), LORA.scale)
 
 
 def test_no_drift_of_a_model_from_itself(tiny_model):
     prompt = Prompt("plain", tiny_model.tokenizer)
     model, params = Decoder(tiny_model.config), tiny_model.params
-    found = measure_drift(model, params, params, prompt, TEXTS, ROW, 2)
+    found = measure_drift(model, {"params": params}, {"params": params}, prompt, TEXTS, ROW, 2)
     assert found["kl"] == 0.0
     assert found["perplexity_before"] == found["perplexity_after"] > 1.0
     ids, start = drift_ids(prompt)
@@ -233,8 +238,10 @@ def test_drift_by_hand(tiny_model, perturbed):
         scored = slice(start, len(row) - 1)
         kl += (np.exp(logs[0]) * (logs[0] - logs[1])).sum(-1)[scored].sum()
     count = sum(len(row) - start - 1 for row in ids)
-    for rows_per_call in (1, 4):
-        found = measure_drift(model, tiny_model.params, perturbed, prompt, TEXTS, ROW, rows_per_call)
+    before, merged = {"params": tiny_model.params}, {"params": perturbed}
+    unmerged = before | {"lora": adapter(tiny_model)}
+    for rows_per_call, after in ((1, merged), (4, merged), (4, unmerged)):
+        found = measure_drift(model.clone(lora_scale=LORA.scale), before, after, prompt, TEXTS, ROW, rows_per_call)
         assert found["tokens"] == count
         assert found["kl"] == pytest.approx(kl / count, rel=1e-4)
         assert found["kl"] > 0.01
@@ -255,5 +262,5 @@ def test_perplexity_equals_torch(from_hf):
         targets = torch.tensor(row)
         losses.append(torch.nn.functional.cross_entropy(logits[start:-1], targets[start + 1 :], reduction="none"))
     expected = torch.cat(losses).mean().exp().item()
-    found = measure_drift(Decoder(config), params, params, prompt, TEXTS, ROW)
+    found = measure_drift(Decoder(config), {"params": params}, {"params": params}, prompt, TEXTS, ROW)
     assert found["perplexity_before"] == pytest.approx(expected, rel=1e-4)

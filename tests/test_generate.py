@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import tiny
 
-from selfparam_jax.generate import PROMPT_BUCKET, generate, read_prefix, round_up
+from selfparam_jax.generate import PROMPT_BUCKET, _with_room, generate
 from selfparam_jax.lora import LoraConfig, init_lora
-from selfparam_jax.model import Decoder, apply_head, head_weight
+from selfparam_jax.model import EMPTY, SHARED, Decoder, KeyValues, apply_head, head_weight
+from selfparam_jax.prefix import read_prefix, round_up
 
 NEW = 9
 
@@ -146,6 +147,20 @@ def test_stops_that_never_come(model, variables, free):
     assert generate(model, variables, PREFIX, PROMPTS, NEW, (never,)) == free
 
 
+def test_room_is_empty_and_behind_what_was_read():
+    keys = jnp.arange(1.0, 2 * 3 * 4 * 5 * 2 + 1).reshape(2, 3, 4, 5, 2)  # [L, B, S, K, H]
+    positions = jnp.arange(12).reshape(3, 4)
+    segments = jnp.where(positions % 4 < 3, SHARED, EMPTY)
+    longer = _with_room(KeyValues(keys, -keys, positions, segments), 6)
+    assert longer.keys.shape == longer.values.shape == (2, 3, 10, 5, 2)
+    assert longer.positions.shape == longer.segments.shape == (3, 10)
+    np.testing.assert_array_equal(longer.keys[:, :, :4], keys)
+    np.testing.assert_array_equal(longer.values[:, :, :4], -keys)
+    np.testing.assert_array_equal(longer.positions[:, :4], positions)
+    np.testing.assert_array_equal(longer.segments[:, :4], segments)
+    assert (longer.segments[:, 4:] == EMPTY).all()  # else the zeros there would be attended to
+
+
 def test_no_prompts(model, variables):
     assert generate(model, variables, PREFIX, [], NEW) == []
 
@@ -159,8 +174,7 @@ def test_too_long_is_refused(tiny_model, variables):
         generate(model, variables, PREFIX, prompts, 10)
     with pytest.raises(ValueError, match=r"context of 31 tokens.*limit of 30.*shorten it or split"):
         read_prefix(model, variables, list(range(31)))
-    hidden, _ = read_prefix(model, variables, list(range(30)))
-    assert hidden.shape == (30, 32)
+    assert read_prefix(model, variables, list(range(30))).states().shape == (30, 32)
 
 
 def test_round_up():

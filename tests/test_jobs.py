@@ -56,7 +56,7 @@ def config(model_dir, tmp_path):
     config.targets.tails_per_context = 1
     config.targets.least_confidence = 0.0
     config.lora.dropout = 0.1  # a resumed run must also draw the same masks
-    config.train.update(epochs=8, batch_rows=8, row_length=128, loss_length=128, checkpoint_every=3)
+    config.train.update(epochs=8, batch_rows=8, row_length=128, checkpoint_every=3)
     config.train.learning_rate = 1e-2
     return config
 
@@ -242,6 +242,13 @@ def change(path, value):
     return apply
 
 
+def no_loss(config, tmp_path):
+    config.targets.loss_tokens = "0,0"
+    config.targets.answer_supervision = 0.0
+    config.targets.tails_per_context = 0
+    config.targets.unrelated_per_epoch = 0
+
+
 def contexts_file(text):
     def apply(config, tmp_path):
         path = tmp_path / "bad.jsonl"
@@ -297,7 +304,9 @@ BAD = {
     "unknown loss tokens": (change("targets.loss_tokens", "answers"), "expected 'all', 'answer' or two weights"),
     "a negative weight": (change("targets.loss_tokens", "-1,1"), "expected 'all', 'answer' or two weights"),
     "rows too short": (change("train.row_length", 8), "a row holds 8"),
-    "too little room for loss": (change("train.loss_length", 4), "a row holds 128 and 4"),
+    "no chunk": (change("train.loss_chunk", 0), r"train\.loss_chunk = 0, expected more than 0"),
+    "unknown teacher": (change("train.teacher", "offline"), "expected 'stored' or 'online'"),
+    "no loss anywhere": (no_loss, "no token of any target sentence carries loss"),
     "no epochs": (change("train.epochs", 0), r"train\.epochs = 0, expected more than 0"),
     "too few unrelated texts": (change("targets.unrelated_per_epoch", 4), "4 unrelated texts.*has 3"),
     "more pairs than there are": (change("targets.qa_per_context", 9), "has 3 qa_pairs"),
@@ -341,7 +350,8 @@ def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(config, tmp_
 
         def run(state, params, batch, key):
             if int(state.step) + 1 == 4:  # what an infinity in the teacher's states would do
-                batch = batch.replace(teacher=jnp.full_like(batch.teacher, jnp.inf))
+                poison = jnp.full_like(batch.signal.teacher, jnp.inf)
+                batch = batch.replace(signal=batch.signal.replace(teacher=poison))
             return step(state, params, batch, key)
 
         return run

@@ -8,13 +8,14 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "selfparam_jax"
 # From the bottom; a module may import only from the lines before its own.
 LAYERS = (
-    "model files command",
-    "lora packing mesh checkpoint contexts prompts workdir",
+    "model files command backend",
+    "lora packing prefix mesh checkpoint contexts prompts workdir",
     "weights objective generate",
     "hub",
     "targets",
     "teacher trainer evaluate",
     "baselines recommend report compare",
+    "injection",
     "jobs",
     "main ask",
 )

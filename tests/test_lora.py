@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import tiny
 
-from selfparam_jax.lora import MODULES, LoraConfig, init_lora, merge_lora, parameter_count
+from selfparam_jax.lora import (
+    MODULES,
+    LazyKernel,
+    LoraConfig,
+    init_lora,
+    merge_lora,
+    merge_lora_lazily,
+    parameter_count,
+)
 from selfparam_jax.model import Decoder, Projection, param_shapes
 
 ALL = LoraConfig(rank=3, alpha=6.0, dropout=0.5, targets=tuple(MODULES))
@@ -155,6 +163,39 @@ def test_merge_leaves_its_inputs_and_the_rest_alone(tiny_model):
         if (old != new).any()
     }
     assert changed == {("layers", "self_attn", "v_proj", "kernel"), ("layers", "mlp", "down_proj", "kernel")}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_lazily_merged_kernels_are_the_merged_kernels(tiny_model, dtype, monkeypatch):
+    """Nothing is merged before it is read, every reading gives the merged kernel, and nothing else is touched."""
+    from selfparam_jax import lora as module
+
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), tiny_model.params)
+    config = LoraConfig(rank=2, alpha=8.0, targets=("v_proj", "down_proj"))  # scaling by 4 rounds nothing
+    adapter = random_adapter(params, config)
+    merged = merge_lora(params, adapter, config.scale)
+    calls, merge_now = [], module._merge_now
+    monkeypatch.setattr(module, "_merge_now", lambda *args: (calls.append(args), merge_now(*args))[1])
+    lazy = merge_lora_lazily(params, adapter, config.scale)
+    assert jax.tree.structure(lazy) == jax.tree.structure(params)
+    assert not calls
+    seen = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(lazy):
+        expected, names = merged, [key.key for key in path]
+        for name in names:
+            expected = expected[name]
+        assert leaf.shape == expected.shape
+        if not isinstance(leaf, LazyKernel):
+            assert leaf is expected  # the base's own array, in both
+            continue
+        seen.add(tuple(names))
+        for found in (np.asarray(leaf), np.array(leaf)):
+            assert found.dtype == dtype
+            np.testing.assert_array_equal(found, expected)
+        half = np.asarray(leaf, np.float16)
+        np.testing.assert_array_equal(half, np.asarray(leaf).astype(np.float16))
+    assert seen == {("layers", "self_attn", "v_proj", "kernel"), ("layers", "mlp", "down_proj", "kernel")}
+    assert len(calls) == 4 * len(seen)
 
 
 def test_targets_subset(tiny_model):

@@ -11,7 +11,7 @@ import tiny
 
 from selfparam_jax import hub
 from selfparam_jax import model as ours
-from selfparam_jax.generate import generate, read_prefix
+from selfparam_jax.generate import generate
 from selfparam_jax.lora import LoraConfig, init_lora
 from selfparam_jax.model import (
     EMPTY,
@@ -24,6 +24,7 @@ from selfparam_jax.model import (
     head_weight,
     param_shapes,
 )
+from selfparam_jax.prefix import read_prefix
 
 RUNG = 1e-5  # of one part of the model
 LOGITS = 1e-4
@@ -312,15 +313,6 @@ def test_empty_slots_change_nothing(small):
         )
         found, _ = read(*small, rest, positions, past=(padded,))
         close(found, expected, 1e-6)
-
-
-def test_read_prefix_pads_to_a_bucket(small):
-    config, params = small
-    ids = tiny.token_ids(8, 1)
-    hidden, prefix = read_prefix(Decoder(config), {"params": params}, ids[0].tolist())
-    assert hidden.shape == (128, 32)
-    assert prefix.segments.tolist() == [[SHARED] * 8 + [EMPTY] * 120]
-    close(hidden[:8], read(config, params, ids)[0][0])
 
 
 def test_remat_changes_nothing(tiny_model):

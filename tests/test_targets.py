@@ -7,7 +7,7 @@ import tiny
 from selfparam_jax import targets
 from selfparam_jax.contexts import Context, QAPair
 from selfparam_jax.prompts import Prompt
-from selfparam_jax.targets import TargetConfig
+from selfparam_jax.targets import Sentence, TargetConfig
 
 CONTEXTS = [
     Context(
@@ -42,7 +42,9 @@ def test_loss_tokens(prompt, loss_tokens, on_question, on_answer):
 
 def test_unsupervised_answers_without_weight_carry_no_loss(prompt):
     made = targets.qa_sentences(CONTEXTS, prompt, TargetConfig(loss_tokens="0,0"))
-    assert targets.slot_starts(made).tolist() == [0, 0, 0, 0]
+    assert [sentence.loss_tokens for sentence in made] == [[], [], []]
+    assert targets.context_groups(made) == {}
+    assert targets.first_slots(made).tolist() == [0, 0, 0]
 
 
 def test_tails_are_tails_of_the_context_and_nothing_else(prompt):
@@ -79,5 +81,58 @@ def test_fewer_pairs(prompt):
     assert [s.record["answer"] for s in made] == ["by the river", "the hills"]
     with pytest.raises(ValueError, match="context 'b' has 1 qa_pairs"):
         targets.qa_sentences(CONTEXTS, prompt, TargetConfig(qa_per_context=2))
-    starts = targets.slot_starts(made)
-    assert np.diff(starts).tolist() == [len(s.ids) for s in made]
+    assert targets.first_slots(made).tolist() == [0, len(made[0].ids)]
+
+
+def sentence(context, *weights, supervision=()):
+    return Sentence("qa", context, (5,) * len(weights), weights, None, {}, supervision)
+
+
+def test_loss_tokens_carry_kl_or_supervision_or_both():
+    assert sentence(0, 0.0, 1.0, 0.5, 0.0).loss_tokens == [1, 2]
+    assert sentence(0, 0.0, 1.0, 0.0, 0.0, supervision=(0.0, 0.5, 0.0, 0.5)).loss_tokens == [1, 3]
+    assert sentence(0, 0.0, supervision=(0.0,)).loss_tokens == []
+
+
+def test_groups_and_slots_by_hand():
+    made = [
+        sentence(1, 1.0, 1.0),
+        sentence(None, 0.0, 0.5, 0.5),
+        sentence(0, 1.0),
+        sentence(2, 0.0),  # no loss: it is in no group and has no slots
+        sentence(1, 0.0, 2.0),
+        sentence(0, 0.0, 0.0, supervision=(0.0, 1.0)),
+        sentence(1, 0.0, 0.0),
+        sentence(None, 1.0),
+        sentence(1, 1.0, 1.0, 1.0),
+    ]
+    groups = targets.context_groups(made)
+    assert groups == {1: [0, 4, 8], None: [1, 7], 0: [2, 5]}
+    assert list(groups) == [1, None, 0]
+    first = targets.first_slots(made)
+    assert first.dtype == np.int64
+    with_loss = [0, 1, 2, 4, 5, 7, 8]
+    assert first[with_loss].tolist() == [0, 6, 9, 2, 10, 8, 3]
+    assert targets.first_slots([]).shape == (0,)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_slots_of_a_context_are_contiguous_and_no_slot_is_shared(seed):
+    rng = np.random.default_rng(seed)
+    made = [
+        sentence([None, 0, 1, 2][rng.integers(4)], *(0.5 * rng.integers(0, 3, rng.integers(1, 6))).tolist())
+        for _ in range(60)
+    ]
+    first, groups = targets.first_slots(made), targets.context_groups(made)
+    assert sorted(i for members in groups.values() for i in members) == [
+        i for i, s in enumerate(made) if s.loss_tokens
+    ]
+    assert any(not s.loss_tokens for s in made)
+    slot = 0
+    for context, members in groups.items():
+        assert members == sorted(members)
+        for i in members:
+            assert made[i].context == context
+            assert first[i] == slot
+            slot += len(made[i].loss_tokens)
+    assert slot == sum(len(s.loss_tokens) for s in made)

@@ -1,0 +1,258 @@
+"""Writing some contexts into an adapter: target sentences, teacher, training; what every job is made of.
+
+It stops and resumes at any step: the teacher's states and the checkpoints lie in the injection's directory.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+import signal
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from selfparam_jax import files, hub, targets, teacher, trainer
+from selfparam_jax import mesh as meshes
+from selfparam_jax.checkpoint import Checkpoints
+from selfparam_jax.contexts import Context
+from selfparam_jax.lora import LoraConfig, init_lora
+from selfparam_jax.model import Decoder, head_weight
+from selfparam_jax.prompts import Prompt
+from selfparam_jax.workdir import MetricsLog
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+class Interrupted(KeyboardInterrupt):
+    """A stop was asked for; everything is saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """A checked configuration: plain values and the dataclasses that pure code takes."""
+
+    job: str
+    seed: int
+    model: str
+    dtype: str
+    remat: bool
+    prompt: str
+    targets: targets.TargetConfig
+    lora: LoraConfig
+    train: trainer.TrainConfig
+    checkpoint_every: int
+    eval_batch: int
+    export_dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """All that the phases of a job share."""
+
+    settings: Settings
+    recipe: dict
+    workdir: pathlib.Path
+    mesh: jax.sharding.Mesh
+    base: hub.Pretrained
+    prompt: Prompt
+    contexts: list[Context]
+    unrelated: list[str]
+    general: list[str]
+
+    @property
+    def teacher(self) -> Decoder:
+        return Decoder(self.base.config, DTYPES[self.settings.dtype])
+
+    @property
+    def injected(self) -> Decoder:
+        return self.teacher.clone(lora_scale=self.settings.lora.scale)
+
+    @property
+    def student(self) -> Decoder:
+        return self.injected.clone(remat=self.settings.remat, lora_dropout=self.settings.lora.dropout)
+
+
+@dataclasses.dataclass(frozen=True)
+class Injection:
+    """What training on some contexts gave."""
+
+    lora: dict
+    steps: int
+    resumed_from: int
+    teacher_s: float
+    train_s: float
+    sentence_tokens: int
+    fill: float  # share of the training rows' positions that held a token
+
+
+def make_targets(run: Run, contexts: Sequence[Context]) -> list[targets.Sentence]:
+    """The target sentences of one injection, of all kinds."""
+    config, seed = run.settings.targets, run.settings.seed
+    sentences = targets.qa_sentences(contexts, run.prompt, config)
+    if config.tails_per_context:
+        longest = run.settings.train.row_length - len(run.prompt.head)
+        sentences += targets.tail_sentences(contexts, run.prompt, config, seed, longest)
+    if not sentences:
+        raise ValueError(
+            "there is nothing to learn: no context has qa_pairs and targets.tails_per_context is 0; "
+            "add qa_pairs to the contexts or set --config.targets.tails_per_context=16"
+        )
+    if config.unrelated_per_epoch:
+        wanted = config.unrelated_per_epoch * run.settings.train.epochs
+        count = max(min(wanted, len(run.unrelated)), config.unrelated_per_epoch)
+        sentences += targets.unrelated_sentences(run.unrelated, run.prompt, config, count, len(contexts), seed)
+    if not targets.context_groups(sentences):
+        raise ValueError(
+            f"no token of any target sentence carries loss: targets.loss_tokens = {config.loss_tokens!r}, "
+            f"answer_supervision = {config.answer_supervision}; give one of them a weight above 0"
+        )
+    return sentences
+
+
+@contextlib.contextmanager
+def deferred_stop():
+    """Within it, Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once."""
+    asked: list[int] = []
+
+    def on_signal(number, _):
+        asked.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        logging.warning("stopping after this step and saving; Ctrl-C again stops at once")
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def inject(run: Run, contexts: Sequence[Context], directory: pathlib.Path, label: str = "") -> Injection:
+    """Targets, teacher and training for some contexts together, in a directory of their own; resumes.
+
+    Raises:
+      Interrupted: a stop was asked for; the last step is saved.
+      trainer.NotFiniteError: the loss is not finite.
+    """
+    settings, base = run.settings, run.base
+    directory.mkdir(parents=True, exist_ok=True)
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        first = checkpoints.latest() or 0
+        done = checkpoints.read_record(first) if first else {"train_s": 0.0, "sentence_tokens": 0, "steps": None}
+        if first == done["steps"]:
+            lora = checkpoints.restore(first, lora=fresh_adapter(run))["lora"]
+            return Injection(lora, first, first, 0.0, done["train_s"], done["sentence_tokens"], done["fill"])
+        began = time.perf_counter()
+        sentences, first_slots, signal = read_teacher(run, contexts, directory)
+        teacher_s = time.perf_counter() - began
+        files.write_lines(directory / "targets.jsonl", (sentence.record for sentence in sentences))
+        unrelated = settings.targets.unrelated_per_epoch
+        plan = trainer.Plan(sentences, first_slots, run.prompt.head, settings.train, unrelated)
+        steps = plan.steps
+        logging.info(
+            "%d sentences, %d steps of %d rows x %d tokens (%.0f%% filled); teacher read them in %.0f s",
+            len(sentences), steps, settings.train.batch_rows, settings.train.row_length, 100 * plan.fill, teacher_s,
+        )  # fmt: skip
+        optimizer = trainer.make_optimizer(settings.train, steps)
+        state = jax.device_put(trainer.init_state(fresh_adapter(run), optimizer), meshes.replicated(run.mesh))
+        if first:
+            saved = checkpoints.restore(first, lora=state.lora, optimizer=state.opt_state)
+            state = trainer.TrainState(saved["lora"], saved["optimizer"], put_step(run.mesh, first))
+            logging.info("resuming from step %d of %d", first, steps)
+        loss = trainer.LossConfig(settings.train.temperature, settings.train.loss_chunk)
+        step_function = trainer.compile_step(run.student, optimizer, run.mesh, loss)
+        data = trainer.batches(plan, signal, run.mesh, settings.targets.answer_supervision > 0, first)
+        watch = Watch(run, plan, first, done, directory / "metrics.jsonl", label)
+        with watch, deferred_stop() as stop_requested:
+            state = trainer.fit(
+                state, base.params, step_function, data, jax.random.key(settings.seed), watch.on_metrics,
+                lambda step, state: checkpoints.save(step, state.lora, state.opt_state, watch.record()),
+                settings.checkpoint_every, stop_requested,
+            )  # fmt: skip
+    if int(state.step) < steps:
+        raise Interrupted(
+            f"stopped and saved at step {int(state.step)} of {steps}; the same command goes on from there"
+        )
+    return Injection(state.lora, steps, first, teacher_s, watch.train_s, watch.sentence_tokens, plan.fill)
+
+
+def put_step(mesh, step: int) -> jax.Array:
+    """A step number on the mesh, as TrainState holds it."""
+    return jax.device_put(np.int32(step), meshes.replicated(mesh))
+
+
+def fresh_adapter(run: Run) -> dict:
+    """The adapter that every injection starts from, on the mesh: a function of the seed."""
+    key = jax.random.fold_in(jax.random.key(run.settings.seed), 1)
+    return jax.device_put(init_lora(key, run.base.params, run.settings.lora), meshes.replicated(run.mesh))
+
+
+def read_teacher(run: Run, contexts: Sequence[Context], directory: pathlib.Path):
+    """The target sentences, the first slot of each, and the teacher: its stored states, or itself if online."""
+    sentences = make_targets(run, contexts)
+    first_slots = targets.first_slots(sentences)
+    prefixes = [run.prompt.context_prefix(context.context) for context in contexts]
+    train = run.settings.train
+    reader = teacher.Reader(
+        run.teacher, {"params": run.base.params}, run.base.fingerprint, tuple(run.prompt.head),
+        run.mesh, train.batch_rows, train.row_length,
+    )  # fmt: skip
+    if train.teacher == "online":
+        signal = teacher.Online(reader, prefixes, sentences, first_slots)
+    else:
+        with tqdm(
+            total=sum(bool(s.loss_tokens) for s in sentences), desc="teacher", unit="sentence", leave=False
+        ) as bar:
+            signal = teacher.teacher_store(reader, prefixes, sentences, directory / "teacher", progress=bar.update)
+    least = run.settings.targets.least_confidence
+    if least > 0:
+        head = head_weight(run.base.params)
+        kept = teacher.confident(sentences, teacher.answer_confidence(head, signal, sentences, first_slots), least)
+        logging.info(
+            "the teacher is confident of %d of %d sentences; the others are left out", len(kept), len(sentences)
+        )
+        sentences, first_slots = [sentences[i] for i in kept], first_slots[kept]
+    return sentences, first_slots, signal
+
+
+class Watch:
+    """Progress bar, metrics.jsonl and running totals of one training run."""
+
+    def __init__(self, run, plan, first, done, path, label):
+        self._rate = trainer.learning_rate_schedule(run.settings.train, plan.steps)
+        self.train_s, self.sentence_tokens = done["train_s"], done["sentence_tokens"]
+        self._label, self._plan, self._first, self._path = label, plan, first, path
+
+    def __enter__(self):
+        self._log = MetricsLog(self._path, self._first)
+        self._bar = tqdm(total=self._plan.steps, initial=self._first, desc=self._label or "train", unit="step")
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+        self._log.close()
+
+    def on_metrics(self, step: int, values: dict) -> None:
+        """One line and one tick per step."""
+        tokens = self._plan.sentence_tokens(step - 1)
+        self.train_s += values["seconds"]
+        self.sentence_tokens += tokens
+        rate = float(self._rate(step - 1))
+        self._log.write({"step": step, **values, "learning_rate": rate, "sentence_tokens": tokens})
+        speed = f"{self.sentence_tokens / self.train_s:.0f}"
+        self._bar.set_postfix({"loss": f"{values['loss']:.3f}", "sentence tokens/s": speed}, refresh=False)
+        self._bar.update()
+
+    def record(self) -> dict:
+        """What a checkpoint keeps beside the state."""
+        return {
+            "train_s": self.train_s,
+            "sentence_tokens": self.sentence_tokens,
+            "steps": self._plan.steps,
+            "fill": self._plan.fill,
+        }
