@@ -1,0 +1,143 @@
+"""This program on a workload, timed; the counterpart of `benchmarks.peer_torch`, started by `benchmarks.speed`.
+
+    python -m benchmarks.ours --workload=DIR --mode=ours --out=result.json
+
+Modes: `ours` (teacher stored, packed rows), `naive` (the teacher reads context and sentence anew in every step,
+one sentence a row, student and teacher padded), `pair` (a step with the KL and a fine-tuning step with cross
+entropy on the same packed rows in turn).
+"""
+
+import time
+
+STARTED = time.perf_counter()  # before the slow imports: they are part of starting up
+
+import pathlib  # noqa: E402
+import tempfile  # noqa: E402
+
+import jax  # noqa: E402
+from absl import app, flags, logging  # noqa: E402
+
+from benchmarks.memory import peak_memory  # noqa: E402
+from benchmarks.workload import LORA, read_adapter, read_sentences, read_workload, train_config  # noqa: E402
+from selfparam_jax import backend, files, hub, mesh, targets, teacher, trainer  # noqa: E402
+from selfparam_jax.model import Decoder  # noqa: E402
+from selfparam_jax.packing import fill_rows  # noqa: E402
+from selfparam_jax.prefix import round_up  # noqa: E402
+
+WORKLOAD = flags.DEFINE_string("workload", None, "Directory of the workload.", required=True)
+MODE = flags.DEFINE_enum("mode", None, ["ours", "naive", "pair"], "What is timed.", required=True)
+OUT = flags.DEFINE_string("out", None, "Where the measurements go (JSON).", required=True)
+LIMIT_STEPS = flags.DEFINE_integer("limit_steps", 0, "Only the first so many optimiser steps; 0: all.")
+CACHE = flags.DEFINE_string("compilation_cache", "", "Directory of compiled programs; empty: none is used.")
+
+
+class Setup:
+    """A workload on its way through our training step."""
+
+    def __init__(self, directory: pathlib.Path, scratch: pathlib.Path):
+        self.workload = read_workload(directory)
+        self.sentences = read_sentences(self.workload)
+        self.first = targets.first_slots(self.sentences)
+        self.head = tuple(self.workload["head"])
+        self.mesh, self.scratch = mesh.make_mesh(), scratch
+        self.base = hub.load_pretrained(str(directory / "model"))
+        self.lora = jax.device_put(read_adapter(directory), mesh.replicated(self.mesh))
+        rows = len(self.workload["rows"][0])
+        self.config = train_config(1, rows, self.workload["row_length"])
+        self.optimizer = trainer.make_optimizer(self.config, 1)
+        self.model = Decoder(self.base.config, lora_scale=LORA.scale)
+        self.step = trainer.compile_step(self.model, self.optimizer, self.mesh)
+
+    def state(self) -> trainer.TrainState:
+        """Step 0, in buffers of its own: the step donates them."""
+        state = trainer.init_state(jax.tree.map(lambda x: x.copy(), self.lora), self.optimizer)
+        return jax.device_put(state, mesh.replicated(self.mesh))
+
+    def reader(self, rows: int) -> teacher.Reader:
+        """The teacher: the base without an adapter."""
+        return teacher.Reader(
+            Decoder(self.base.config), {"params": self.base.params}, self.base.fingerprint, self.head,
+            self.mesh, rows, self.config.row_length,
+        )  # fmt: skip
+
+    def batch(self, assignment, row_length: int, signal, supervised: bool) -> trainer.Batch:
+        """A batch of given rows of sentences."""
+        members = {i for row in assignment for i in row}
+        pieces = {i: trainer.student_piece(self.sentences[i], self.head, self.first[i]) for i in members}
+        return trainer.make_batch(fill_rows(pieces, assignment, row_length), signal, self.mesh, supervised)
+
+    def timed(self, state, batch) -> tuple[trainer.TrainState, float, float]:
+        """One step: the state after it, its loss, and its seconds."""
+        began = time.perf_counter()
+        state, metrics = self.step(state, self.base.params, batch, jax.random.key(0))
+        loss = float(metrics["loss"])
+        return state, loss, time.perf_counter() - began
+
+
+def run_ours(setup: Setup, steps: int) -> dict:
+    """Teacher store, then packed steps."""
+    began = time.perf_counter()
+    store = teacher.teacher_store(
+        setup.reader(setup.config.batch_rows), setup.workload["prefixes"], setup.sentences, setup.scratch
+    )
+    measured = {"teacher_s": time.perf_counter() - began, "step_s": [], "losses": []}
+    state = setup.state()
+    for assignment in setup.workload["rows"][:steps]:
+        began = time.perf_counter()
+        batch = setup.batch(assignment, setup.config.row_length, store, supervised=False)
+        prepared = time.perf_counter() - began
+        state, loss, seconds = setup.timed(state, batch)
+        measured["losses"].append(loss)
+        measured["step_s"].append(prepared + seconds)
+    return measured
+
+
+def run_naive(setup: Setup, steps: int) -> dict:
+    """Every step: full rows of context and sentence for the teacher, then rows of one sentence for the student."""
+    members = setup.workload["steps"]
+    rows = max(len(step) for step in members)
+    length = round_up(max(len(s.ids) for s in setup.sentences) + len(setup.head), 8)
+    online = teacher.Online(setup.reader(rows), setup.workload["prefixes"], setup.sentences, setup.first)
+    measured = {"teacher_s": 0.0, "step_s": [], "losses": []}
+    state = setup.state()
+    for step in members[:steps]:
+        began = time.perf_counter()
+        assignment = [[i] for i in step] + [[]] * (rows - len(step))
+        batch = setup.batch(assignment, length, online, supervised=False)
+        prepared = time.perf_counter() - began
+        state, loss, seconds = setup.timed(state, batch)
+        measured["losses"].append(loss)
+        measured["step_s"].append(prepared + seconds)
+    return measured
+
+
+def run_pair(setup: Setup, steps: int) -> dict:
+    """The KL step and the fine-tuning step in turn, on the same packed rows; each trains a state of its own."""
+    store = teacher.teacher_store(
+        setup.reader(setup.config.batch_rows), setup.workload["prefixes"], setup.sentences, setup.scratch
+    )
+    states = {"kl": setup.state(), "finetune": setup.state()}
+    measured = {"kl_step_s": [], "finetune_step_s": []}
+    for assignment in setup.workload["rows"][:steps]:
+        for name, signal in (("kl", store), ("finetune", None)):
+            batch = setup.batch(assignment, setup.config.row_length, signal, supervised=signal is None)
+            states[name], _, seconds = setup.timed(states[name], jax.block_until_ready(batch))
+            measured[f"{name}_step_s"].append(seconds)
+    return measured
+
+
+def main(_) -> None:
+    """Runs one mode and writes what it took."""
+    logging.set_verbosity(logging.WARNING)
+    compilations = backend.prepare(CACHE.value or None)
+    with tempfile.TemporaryDirectory() as scratch:
+        setup = Setup(pathlib.Path(WORKLOAD.value), pathlib.Path(scratch))
+        steps = LIMIT_STEPS.value or len(setup.workload["steps"])
+        result = {"mode": MODE.value, "start_s": time.perf_counter() - STARTED}
+        result |= {"ours": run_ours, "naive": run_naive, "pair": run_pair}[MODE.value](setup, steps)
+    result |= {"compiled_programs": compilations.programs, "compile_s": compilations.seconds}
+    files.write_json(OUT.value, result | {"peak_rss_bytes": peak_memory(), "jax": jax.__version__})
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,129 @@
+"""What the speed benchmarks train on: real documents, written once, read by ours and by the PyTorch peer.
+
+A workload is a directory: `workload.json` (token ids of prefixes and sentences, which tokens carry loss, and the
+sentences of every optimiser step), `packing.json` (the same row by row), `adapter.safetensors` (the adapter
+that all start from) and `model/` (float32, Hugging Face's layout).
+"""
+
+import dataclasses
+import itertools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from configs.base import EXAMPLES
+from selfparam_jax import files, hub, targets, trainer, weights
+from selfparam_jax.contexts import Context, load_contexts, load_texts
+from selfparam_jax.lora import LoraConfig, init_lora
+from selfparam_jax.prompts import Prompt
+
+LORA = LoraConfig(rank=8, alpha=16.0, dropout=0.0)
+LEARNING_RATE = 1e-3
+UNRELATED_SHARE = 0.1  # unrelated texts per QA pair
+
+
+def example_contexts(count: int, pairs: int = 0) -> list[Context]:
+    """`count` contexts of the examples, each with `pairs` of its training pairs (0: all).
+
+    There are 16 documents of about 70 pairs. More contexts than documents are the same documents with other
+    pairs of theirs, so `pairs` must leave enough.
+    """
+    documents = load_contexts(str(EXAMPLES / "documents.jsonl"), 0, ())
+    documents += load_contexts(str(EXAMPLES / "development.jsonl"), 0, ())
+    contexts = []
+    for turn in itertools.count():
+        for document in documents:
+            if len(contexts) == count:
+                return contexts
+            chosen = document.qa_pairs[turn * pairs : (turn + 1) * pairs] if pairs else document.qa_pairs
+            if len(chosen) < pairs or (turn and not pairs):
+                raise ValueError(f"{count} contexts with {pairs or 'all'} pairs each: the examples have not enough")
+            contexts.append(dataclasses.replace(document, id=f"{document.id}-{turn}", qa_pairs=tuple(chosen)))
+
+
+def make_sentences(contexts, prompt: Prompt) -> list[targets.Sentence]:
+    """QA pairs and unrelated texts with loss on every token (as published); also as plain fine-tuning would."""
+    pairs = sum(len(context.qa_pairs) for context in contexts)
+    count = min(round(UNRELATED_SHARE * pairs), 200)
+    config = targets.TargetConfig(loss_tokens="all", unrelated_per_epoch=count)
+    sentences = targets.qa_sentences(contexts, prompt, config)
+    texts = load_texts(str(EXAMPLES / "general_train.jsonl"))
+    sentences += targets.unrelated_sentences(texts, prompt, config, count, len(contexts), seed=0)
+    return [dataclasses.replace(s, supervision=(1.0,) * len(s.ids)) for s in sentences]
+
+
+def train_config(epochs: int, batch_rows: int, row_length: int) -> trainer.TrainConfig:
+    """Packing as in configs/base.py; AdamW at a constant rate without clipping, which PyTorch has as well."""
+    return trainer.TrainConfig(
+        learning_rate=LEARNING_RATE, epochs=epochs, batch_rows=batch_rows, row_length=row_length
+    )
+
+
+def write_workload(
+    directory: pathlib.Path, base: hub.Pretrained, contexts, prompt: Prompt, config: trainer.TrainConfig
+) -> dict:
+    """Writes a workload (but not its model) and returns the content of its two JSON files."""
+    sentences = make_sentences(contexts, prompt)
+    unrelated = sum(sentence.kind == "unrelated" for sentence in sentences)
+    plan = trainer.Plan(sentences, targets.first_slots(sentences), prompt.head, config, unrelated)
+    rows = [plan.assignment(step) for step in range(plan.steps)]
+    workload = {
+        "rank": LORA.rank,
+        "alpha": LORA.alpha,
+        "targets": LORA.targets,
+        "learning_rate": LEARNING_RATE,
+        "head": prompt.head,
+        "prefixes": [prompt.context_prefix(context.context) for context in contexts],
+        "sentences": [{"context": s.context, "ids": s.ids, "loss": s.loss_tokens} for s in sentences],
+        "steps": [list(itertools.chain.from_iterable(step)) for step in rows],
+    }
+    packing = {"rows": rows, "row_length": config.row_length, "fill": plan.fill}
+    directory.mkdir(parents=True, exist_ok=True)
+    files.write_json(directory / "workload.json", workload)
+    files.write_json(directory / "packing.json", packing)
+    lora = init_lora(jax.random.key(0), base.params, LORA)
+    tensors = {
+        f"layers.{module}.{name}.{factor}": np.asarray(value)
+        for module, projections in lora["layers"].items()
+        for name, factors in projections.items()
+        for factor, value in factors.items()
+    }
+    save_file(tensors, directory / "adapter.safetensors")
+    return workload | packing
+
+
+def write_model(directory: pathlib.Path, base: hub.Pretrained) -> None:
+    """The model as a float32 Hugging Face directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    weights.save_safetensors(base.params, base.config, directory, jnp.float32)
+    base.hf_config.dtype = "float32"
+    base.hf_config.save_pretrained(directory)
+    base.tokenizer.save_pretrained(directory)
+
+
+def read_workload(directory: pathlib.Path) -> dict:
+    """What `write_workload` returned."""
+    return files.read_json(directory / "workload.json") | files.read_json(directory / "packing.json")
+
+
+def read_sentences(workload: dict) -> list[targets.Sentence]:
+    """The workload's sentences: weight 1 on every loss token, for the KL and for the next-token loss."""
+    sentences = []
+    for entry in workload["sentences"]:
+        on = set(entry["loss"])
+        weights_of = tuple(float(token in on) for token in range(len(entry["ids"])))
+        ids = tuple(entry["ids"])
+        sentences.append(targets.Sentence("qa", entry["context"], ids, weights_of, None, {}, weights_of))
+    return sentences
+
+
+def read_adapter(directory: pathlib.Path) -> dict:
+    """The adapter that training starts from."""
+    lora: dict = {"layers": {}}
+    for name, value in load_file(directory / "adapter.safetensors").items():
+        _, module, projection, factor = name.split(".")
+        lora["layers"].setdefault(module, {}).setdefault(projection, {})[factor] = jnp.asarray(value)
+    return lora
