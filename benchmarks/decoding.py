@@ -25,8 +25,9 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
+from benchmarks.workload import write_model
 from configs.base import EXAMPLES
-from selfparam_jax import files, hub, weights
+from selfparam_jax import files, hub
 
 BATCHES = flags.DEFINE_list("batches", ["1", "8", "32"], "Rows decoded together.")
 NEW_TOKENS = flags.DEFINE_integer(
@@ -103,15 +104,6 @@ def run_child(system: str, directory: str, batch: int, new_tokens: int) -> None:
 # --- the driver ---------------------------------------------------------------------------------------
 
 
-def export(directory: Path) -> None:
-    """The default model as a Hugging Face directory, float32."""
-    base = hub.load_pretrained(hub.DEFAULT_MODEL)
-    weights.save_safetensors(base.params, base.config, directory, np.float32)
-    base.hf_config.dtype = "float32"
-    base.hf_config.save_pretrained(directory)
-    base.tokenizer.save_pretrained(directory)
-
-
 def start(system: str, directory: Path, batch: int) -> subprocess.Popen:
     """A process of this file that waits for lines."""
     command = [sys.executable, "-m", "benchmarks.decoding", f"--child={system}", f"--directory={directory}"]
@@ -170,7 +162,7 @@ def main(_) -> None:
     columns = ("ours", "transformers f32", "transformers bf16", "/ f32", "/ best", "compile s", "equal to f32")
     results = {}
     with tempfile.TemporaryDirectory() as temporary:
-        export(Path(temporary))
+        write_model(Path(temporary), hub.load_pretrained(hub.DEFAULT_MODEL))
         print("| batch | " + " | ".join(columns) + " |\n" + "| --- " * (len(columns) + 1) + "|", flush=True)
         for batch in map(int, BATCHES.value):
             results[str(batch)] = found = measure(Path(temporary), batch)

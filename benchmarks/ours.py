@@ -74,22 +74,29 @@ class Setup:
         return state, loss, time.perf_counter() - began
 
 
+def run_steps(setup: Setup, assignments, row_length: int, signal) -> dict:
+    """Steps with the KL, from the making of the batch to the loss on the host."""
+    measured: dict = {"step_s": [], "losses": []}
+    state = setup.state()
+    for assignment in assignments:
+        began = time.perf_counter()
+        batch = setup.batch(assignment, row_length, signal, supervised=False)
+        prepared = time.perf_counter() - began
+        state, loss, seconds = setup.timed(state, batch)
+        measured["losses"].append(loss)
+        measured["step_s"].append(prepared + seconds)
+    return measured
+
+
 def run_ours(setup: Setup, steps: int) -> dict:
     """Teacher store, then packed steps."""
     began = time.perf_counter()
     store = teacher.teacher_store(
         setup.reader(setup.config.batch_rows), setup.workload["prefixes"], setup.sentences, setup.scratch
     )
-    measured = {"teacher_s": time.perf_counter() - began, "step_s": [], "losses": []}
-    state = setup.state()
-    for assignment in setup.workload["rows"][:steps]:
-        began = time.perf_counter()
-        batch = setup.batch(assignment, setup.config.row_length, store, supervised=False)
-        prepared = time.perf_counter() - began
-        state, loss, seconds = setup.timed(state, batch)
-        measured["losses"].append(loss)
-        measured["step_s"].append(prepared + seconds)
-    return measured
+    teacher_s = time.perf_counter() - began
+    assignments = setup.workload["rows"][:steps]
+    return {"teacher_s": teacher_s} | run_steps(setup, assignments, setup.config.row_length, store)
 
 
 def run_naive(setup: Setup, steps: int) -> dict:
@@ -98,17 +105,8 @@ def run_naive(setup: Setup, steps: int) -> dict:
     rows = max(len(step) for step in members)
     length = round_up(max(len(s.ids) for s in setup.sentences) + len(setup.head), 8)
     online = teacher.Online(setup.reader(rows), setup.workload["prefixes"], setup.sentences, setup.first)
-    measured = {"teacher_s": 0.0, "step_s": [], "losses": []}
-    state = setup.state()
-    for step in members[:steps]:
-        began = time.perf_counter()
-        assignment = [[i] for i in step] + [[]] * (rows - len(step))
-        batch = setup.batch(assignment, length, online, supervised=False)
-        prepared = time.perf_counter() - began
-        state, loss, seconds = setup.timed(state, batch)
-        measured["losses"].append(loss)
-        measured["step_s"].append(prepared + seconds)
-    return measured
+    assignments = [[[i] for i in step] + [[]] * (rows - len(step)) for step in members[:steps]]
+    return {"teacher_s": 0.0} | run_steps(setup, assignments, length, online)
 
 
 def run_pair(setup: Setup, steps: int) -> dict:

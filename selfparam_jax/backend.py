@@ -61,8 +61,8 @@ def prepare(cache_directory: str | os.PathLike | None) -> Compilations:
 def keep_freed_memory() -> bool:
     """Lets the C allocator keep what is freed for the next step; True where that is possible (Linux with glibc).
 
-    On CPU a step's arrays come from malloc, which gives large ones back to the system at once: every step then
-    faults some 900 MB in again, a fifth of its time. On other backends it changes next to nothing.
+    On CPU a step's arrays come from malloc, which gives large ones back to the system at once, and the next step
+    has to fault them in again.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -260,7 +260,7 @@ def injection_directory(run: Run, index: int) -> pathlib.Path:
 
 
 def inject_single(run: Run, context: Context, directory: pathlib.Path, label: str) -> dict:
-    """One context from the untouched base: trained, merged, asked; what results need of it."""
+    """One context from the untouched base: trained and asked; what results need of it."""
     done = inject(run, [context], directory, label)
     began = time.perf_counter()
     answers, drift = evaluate_injected(run, [context], done.lora)

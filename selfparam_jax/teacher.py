@@ -101,16 +101,21 @@ def read_context(reader: Reader, prefix: Prefix, sentences: Sequence[Sentence]) 
     return states
 
 
+def full_piece(before: Sequence[int], sentence: Sentence, first_slot: int) -> Piece:
+    """A sentence in one row with all that the teacher reads before it (at least one token)."""
+    predictors = tuple(len(before) + token - 1 for token in sentence.loss_tokens)
+    slots = tuple(range(first_slot, first_slot + len(predictors)))
+    ones, zeros = (1.0,) * len(slots), (0.0,) * len(slots)
+    return Piece(tuple(before) + sentence.ids, 0, predictors, ones, zeros, slots)
+
+
 def read_without_context(reader: Reader, sentences: Sequence[Sentence]) -> np.ndarray:
     """Hidden states [loss tokens of these sentences, D] of sentences that follow the prompt's head alone."""
     states = _room(reader, sentences)
-    pieces, slot, before = [], 0, len(reader.head)
+    pieces, slot = [], 0
     for sentence in sentences:
-        slots = tuple(range(slot, slot + len(sentence.loss_tokens)))
-        predictors = tuple(before + token - 1 for token in sentence.loss_tokens)
-        ones, zeros = (1.0,) * len(slots), (0.0,) * len(slots)
-        pieces.append(Piece(reader.head + sentence.ids, 0, predictors, ones, zeros, slots))
-        slot += len(slots)
+        pieces.append(full_piece(reader.head, sentence, slot))
+        slot += len(sentence.loss_tokens)
     read_rows(reader, _packed(reader, pieces), (), states)
     return states
 
@@ -268,11 +273,8 @@ class Online:
             before = reader.head if sentence.context is None else self._prefixes[sentence.context]
             before = tuple(before)[: sentence.start]
             _check_length(reader.model, len(before) + len(sentence.ids))
-            predictors = tuple(len(before) + token - 1 for token in sentence.loss_tokens)
-            mine = tuple(range(next_slot, next_slot + len(predictors)))
-            ones, zeros = (1.0,) * len(mine), (0.0,) * len(mine)
-            pieces.append(Piece(before + sentence.ids, 0, predictors, ones, zeros, mine))
-            where[i], next_slot = next_slot, next_slot + len(mine)
+            pieces.append(full_piece(before, sentence, next_slot))
+            where[i], next_slot = next_slot, next_slot + len(sentence.loss_tokens)
         found = np.zeros((len(flat), reader.model.config.hidden_size), reader.model.dtype)
         if pieces:
             length = round_up(max(len(piece.ids) for piece in pieces), FULL_ROW_BUCKET)
