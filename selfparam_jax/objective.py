@@ -107,24 +107,30 @@ _chunked.defvjp(_chunked_forward, _chunked_backward)
 
 def _go_over(student, head, signal, temperature, chunk, with_gradient):
     """(sum of weighted losses, gradient [S, N, D] or None), one chunk of positions at a time."""
+    groups, _, width = student.shape
 
     def body(i, carry):
         total, gradient = carry
         begin = i * chunk
 
         def part(x):
-            return None if x is None else lax.dynamic_slice_in_dim(x, begin, chunk, axis=1)
+            # Groups and positions as one axis: products of matrices, not of stacks of them, are what is fast.
+            if x is None:
+                return None
+            x = lax.dynamic_slice_in_dim(x, begin, chunk, axis=1)
+            return x.reshape(groups * chunk, *x.shape[2:])
 
         offsets = begin + jnp.arange(chunk, dtype=jnp.int32)
-        valid = offsets[None, :] < signal.used[:, None]
+        valid = (offsets[None, :] < signal.used[:, None]).reshape(-1)
         pieces = [part(x) for x in (signal.teacher, signal.weights, signal.targets, signal.supervision)]
         losses, slope = _chunk_terms(part(student), head, valid, *pieces, temperature)
         if with_gradient:
             # A product in the head's dtype: a float32 copy of the head would cost as much as the head itself.
             slope = jnp.einsum(
-                "scv,vd->scd", slope.astype(student.dtype), head.astype(student.dtype),
+                "mv,vd->md", slope.astype(student.dtype), head.astype(student.dtype),
                 preferred_element_type=jnp.float32,
-            ).astype(student.dtype)  # fmt: skip
+            )  # fmt: skip
+            slope = slope.astype(student.dtype).reshape(groups, chunk, width)
             gradient = lax.dynamic_update_slice_in_dim(gradient, slope, begin, axis=1)
         return total + losses, gradient
 
@@ -134,28 +140,41 @@ def _go_over(student, head, signal, temperature, chunk, with_gradient):
     return lax.fori_loop(0, count, body, (jnp.zeros((), jnp.float32), gradient))
 
 
+def _softmax_parts(logits):
+    """exp(logits - max) [M, V], its sum [M, 1], and the logarithm [M, 1] of the sum of exp(logits)."""
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    exponentials = jnp.exp(logits - highest)
+    total = jnp.sum(exponentials, axis=-1, keepdims=True)
+    return exponentials, total, highest + jnp.log(total)
+
+
 def _chunk_terms(student, head, valid, teacher, weights, targets, supervision, temperature):
-    """Summed losses of one chunk [S, C, D], and their slope with respect to the student's logits [S, C, V]."""
-    logits = apply_head(student, head)
-    total, slope = 0.0, 0.0
+    """Summed losses of M positions [M, D], and their slope with respect to the student's logits [M, V].
+
+    What has no weight is zeroed before the heads: its product with the weight alone could still be a NaN.
+    Every exponential is computed once, and the rest are sums along V and factors per position.
+    """
+    total, slope, heard = 0.0, 0.0, jnp.zeros_like(valid)
     if teacher is not None:
-        weights = jnp.where(valid, weights, 0.0)
-        scaled, wanted = logits / temperature, apply_head(teacher, head) / temperature
-        log_student = scaled - jax.nn.logsumexp(scaled, axis=-1, keepdims=True)
-        log_teacher = wanted - jax.nn.logsumexp(wanted, axis=-1, keepdims=True)
-        p_teacher = jnp.exp(log_teacher)
-        losses = jnp.sum(p_teacher * (log_teacher - log_student), axis=-1)
-        # `where`, not only the product: zero times an infinity of an unused slot would be a NaN.
-        total += jnp.sum(jnp.where(weights > 0, losses * weights, 0.0))
-        scale = (weights / temperature)[..., None]
-        slope += jnp.where(scale > 0, scale * (jnp.exp(log_student) - p_teacher), 0.0)
+        weights = jnp.where(valid, weights, 0.0)[:, None]
+        heard |= weights[:, 0] > 0
     if targets is not None:
-        supervision = jnp.where(valid, supervision, 0.0)
-        log_p = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        supervision = jnp.where(valid, supervision, 0.0)[:, None]
+        heard |= supervision[:, 0] > 0
+    logits = apply_head(jnp.where(heard[:, None], student, 0), head)
+    if teacher is not None:
+        scaled = logits / temperature
+        wanted = apply_head(jnp.where(weights > 0, teacher, 0), head) / temperature
+        e_student, z_student, log_student = _softmax_parts(scaled)
+        e_teacher, z_teacher, log_teacher = _softmax_parts(wanted)
+        mean = jnp.sum(e_teacher * (wanted - scaled), axis=-1, keepdims=True) / z_teacher
+        total += jnp.sum(weights * (mean + log_student - log_teacher))
+        scale = weights / temperature
+        slope += e_student * (scale / z_student) - e_teacher * (scale / z_teacher)
+    if targets is not None:
+        exponentials, z, log_sum = _softmax_parts(logits)
         # Compared, not gathered: what is elementwise along V stays where a sharded vocabulary is.
-        hit = targets[..., None] == jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, None, :]
-        losses = -jnp.sum(jnp.where(hit, log_p, 0.0), axis=-1)
-        total += jnp.sum(jnp.where(supervision > 0, losses * supervision, 0.0))
-        scale = supervision[..., None]
-        slope += jnp.where(scale > 0, scale * (jnp.exp(log_p) - hit), 0.0)
+        hit = targets[:, None] == jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :]
+        total += jnp.sum(supervision * (log_sum - jnp.sum(jnp.where(hit, logits, 0.0), axis=-1, keepdims=True)))
+        slope += exponentials * (supervision / z) - jnp.where(hit, supervision, 0.0)
     return total, slope
