@@ -10,6 +10,7 @@ the layers are stacked on a leading L axis and scanned over.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax
@@ -154,7 +155,7 @@ def attend(queries: jax.Array, blocks: list[tuple[jax.Array, jax.Array]], masks:
     Args:
       queries: [B, T, N, H].
       blocks: (keys, values), each [B or 1, S_i, K, H].
-      masks: one [B, T, S_i] per block.
+      masks: one [B, T, S_i] per block; no query's may be all False.
 
     Returns:
       [B, T, N, H]. Scores and softmax are float32.
@@ -162,24 +163,63 @@ def attend(queries: jax.Array, blocks: list[tuple[jax.Array, jax.Array]], masks:
     batch, length, heads, head_dim = queries.shape
     kv_heads = blocks[0][0].shape[2]
     grouped = queries.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    scores = []
-    for (keys, _), mask in zip(blocks, masks, strict=True):
-        if keys.shape[0] == 1 and batch > 1:
-            score = jnp.einsum("btkgh,skh->bkgts", grouped, keys[0], preferred_element_type=jnp.float32)
-        else:
-            score = jnp.einsum("btkgh,bskh->bkgts", grouped, keys, preferred_element_type=jnp.float32)
-        scores.append(jnp.where(mask[:, None, None], score * head_dim**-0.5, -1e30))
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(queries.dtype)
-    out, start = None, 0
-    for keys, values in blocks:
-        part = lax.slice_in_dim(weights, start, start + keys.shape[1], axis=-1)
-        start += keys.shape[1]
-        if values.shape[0] == 1 and batch > 1:
-            term = jnp.einsum("bkgts,skh->btkgh", part, values[0], preferred_element_type=jnp.float32)
-        else:
-            term = jnp.einsum("bkgts,bskh->btkgh", part, values, preferred_element_type=jnp.float32)
-        out = term if out is None else out + term
-    return out.reshape(batch, length, heads, head_dim).astype(queries.dtype)
+    return _attend(grouped, blocks, masks).reshape(batch, length, heads, head_dim)
+
+
+@jax.custom_vjp
+def _attend(queries, blocks, masks):
+    return _attend_forward(queries, blocks, masks)[0]
+
+
+def _shared(block: jax.Array, batch: int) -> tuple[str, jax.Array]:
+    """Einsum letters of a block of keys or values, and the block, without the batch axis if rows share it."""
+    return ("skh", block[0]) if block.shape[0] == 1 and batch > 1 else ("bskh", block)
+
+
+def _scores(queries, keys, mask):
+    """Scaled and masked scores, float32 [B, K, T, G, S]: in this order the products need no transposition."""
+    letters, keys = _shared(keys, queries.shape[0])
+    scores = jnp.einsum(f"btkgh,{letters}->bktgs", queries, keys, preferred_element_type=jnp.float32)
+    return jnp.where(mask[:, None, :, None], scores * queries.shape[-1] ** -0.5, -1e30)
+
+
+def _attend_forward(queries, blocks, masks):
+    scores = [_scores(queries, keys, mask) for (keys, _), mask in zip(blocks, masks, strict=True)]
+    highest = functools.reduce(jnp.maximum, [jnp.max(score, axis=-1, keepdims=True) for score in scores])
+    out = total = 0.0
+    for score, (_, values) in zip(scores, blocks, strict=True):
+        exponentials = jnp.exp(score - highest)
+        total += jnp.sum(exponentials, axis=-1, keepdims=True)
+        letters, values = _shared(values, queries.shape[0])
+        weights = exponentials.astype(values.dtype)
+        out += jnp.einsum(f"bktgs,{letters}->bktgh", weights, values, preferred_element_type=jnp.float32)
+    out = (out / total).astype(queries.dtype)
+    # One number per query is kept for the backward pass, not the [T, S] weights: those are computed again.
+    return jnp.einsum("bktgh->btkgh", out), (queries, blocks, masks, out, highest + jnp.log(total))
+
+
+def _attend_backward(residuals, gradient):
+    queries, blocks, masks, out, log_total = residuals
+    gradient = jnp.einsum("btkgh->bktgh", gradient)
+    mean = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    to_queries, to_blocks = 0.0, []
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    for (keys, values), mask in zip(blocks, masks, strict=True):
+        weights = jnp.exp(_scores(queries, keys, mask) - log_total)
+        letters, own_values = _shared(values, queries.shape[0])
+        _, own_keys = _shared(keys, queries.shape[0])
+        slope = weights * (product(f"bktgh,{letters}->bktgs", gradient, own_values) - mean)
+        slope = (slope * queries.shape[-1] ** -0.5).astype(queries.dtype)
+        to_queries += product(f"bktgs,{letters}->btkgh", slope, own_keys)
+        to_keys = product(f"bktgs,btkgh->{letters}", slope, queries)
+        to_values = product(f"bktgs,bktgh->{letters}", weights.astype(queries.dtype), gradient)
+        to_blocks.append(
+            (to_keys.reshape(keys.shape).astype(keys.dtype), to_values.reshape(values.shape).astype(values.dtype))
+        )
+    return to_queries.astype(queries.dtype), to_blocks, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
 @jax.custom_vjp

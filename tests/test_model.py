@@ -213,19 +213,27 @@ def test_visible_by_hand():
     assert mask.astype(int).tolist() == [[[0, 1, 1, 0, 0], [0, 0, 0, 1, 0], [1, 0, 0, 0, 0]]]
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_attend_over_blocks_is_one_softmax(shared):
+@pytest.fixture(params=[True, False], ids=["shared", "own"])
+def blocks_and_mask(request):
+    """Queries [3, 4, 6, 8], two blocks of keys and values (the first of all rows together, or not), and a mask."""
     rng = np.random.default_rng(0)
 
     def draw(*shape):
         return rng.standard_normal(shape).astype(np.float32)
 
-    queries, first = draw(3, 4, 6, 8), draw(2, 1 if shared else 3, 5, 2, 8)
+    queries, first = draw(3, 4, 6, 8), draw(2, 1 if request.param else 3, 5, 2, 8)
     second, mask = draw(2, 3, 4, 2, 8), rng.random((3, 4, 9)) < 0.6
     mask[:, :, 5] = True
-    blocks = [tuple(map(jnp.asarray, first)), tuple(map(jnp.asarray, second))]
-    found = ours.attend(jnp.asarray(queries), blocks, [jnp.asarray(mask[..., :5]), jnp.asarray(mask[..., 5:])])
+    return queries, first, second, mask
 
+
+def over_blocks(queries, first, second, mask):
+    blocks = [tuple(map(jnp.asarray, first)), tuple(map(jnp.asarray, second))]
+    return ours.attend(jnp.asarray(queries), blocks, [jnp.asarray(mask[..., :5]), jnp.asarray(mask[..., 5:])])
+
+
+def test_attend_over_blocks_is_one_softmax(blocks_and_mask):
+    queries, first, second, mask = blocks_and_mask
     expected = np.zeros((3, 4, 6, 8))
     whole = np.broadcast_to(first, (2, 3, 5, 2, 8)), second
     keys, values = np.concatenate(whole, axis=2).astype(np.float64)
@@ -233,7 +241,27 @@ def test_attend_over_blocks_is_one_softmax(shared):
         scores = keys[b, :, n // 3] @ queries[b, t, n] / np.sqrt(8)
         weights = np.where(mask[b, t], np.exp(scores), 0.0)
         expected[b, t, n] = weights / weights.sum() @ values[b, :, n // 3]
-    close(found, expected)
+    close(over_blocks(*blocks_and_mask), expected)
+
+
+def test_gradients_of_attend_are_those_of_one_softmax(blocks_and_mask):
+    queries, first, second, mask = blocks_and_mask
+    slope = jnp.asarray(np.random.default_rng(1).standard_normal(queries.shape), jnp.float32)
+
+    def one_softmax(queries, first, second):
+        whole = jnp.concatenate([jnp.broadcast_to(first, (2, 3, 5, 2, 8)), second], axis=2)
+        keys, values = jnp.repeat(whole, 3, axis=3)
+        scores = jnp.einsum("btnh,bsnh->bnts", queries, keys) / jnp.sqrt(8.0)
+        weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
+        return jnp.sum(slope * jnp.einsum("bnts,bsnh->btnh", weights, values))
+
+    def ours_summed(queries, first, second):
+        return jnp.sum(slope * over_blocks(queries, first, second, mask))
+
+    arguments = [jnp.asarray(x) for x in (queries, first, second)]
+    expected = jax.grad(one_softmax, argnums=(0, 1, 2))(*arguments)
+    for found, wanted in zip(jax.grad(ours_summed, argnums=(0, 1, 2))(*arguments), expected, strict=True):
+        close(found, wanted)
 
 
 # --- packed, padded, continued ------------------------------------------------------------------------
