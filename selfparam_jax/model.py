@@ -171,51 +171,56 @@ def _attend(queries, blocks, masks):
     return _attend_forward(queries, blocks, masks)[0]
 
 
-def _shared(block: jax.Array, batch: int) -> tuple[str, jax.Array]:
-    """Einsum letters of a block of keys or values, and the block, without the batch axis if rows share it."""
-    return ("skh", block[0]) if block.shape[0] == 1 and batch > 1 else ("bskh", block)
+def _fold(x, block):
+    """[B, T, ...] as [block's B, rest, ...]: rows that share a block are one long row to it."""
+    return x.reshape(block.shape[0], -1, *x.shape[2:])
+
+
+def _to_block(x, block):
+    """One number per query [B, T, K, G] in the order of the block's scores, [block's B, K, T, G, 1]."""
+    return jnp.swapaxes(_fold(x, block), 1, 2)[..., None]
+
+
+def _from_block(x, queries):
+    """[block's B, K, T, G, ...] as [B, T, K, G, ...]."""
+    return jnp.swapaxes(x, 1, 2).reshape(*queries.shape[:4], *x.shape[4:])
 
 
 def _scores(queries, keys, mask):
-    """Scaled and masked scores, float32 [B, K, T, G, S]: in this order the products need no transposition."""
-    letters, keys = _shared(keys, queries.shape[0])
-    scores = jnp.einsum(f"btkgh,{letters}->bktgs", queries, keys, preferred_element_type=jnp.float32)
-    return jnp.where(mask[:, None, :, None], scores * queries.shape[-1] ** -0.5, -1e30)
+    """Scaled and masked scores, float32 [block's B, K, T, G, S]: so no product needs a transposed side."""
+    scores = jnp.einsum("btkgh,bskh->bktgs", _fold(queries, keys), keys, preferred_element_type=jnp.float32)
+    return jnp.where(_fold(mask, keys)[:, None, :, None], scores * queries.shape[-1] ** -0.5, -1e30)
 
 
 def _attend_forward(queries, blocks, masks):
     scores = [_scores(queries, keys, mask) for (keys, _), mask in zip(blocks, masks, strict=True)]
-    highest = functools.reduce(jnp.maximum, [jnp.max(score, axis=-1, keepdims=True) for score in scores])
+    highest = functools.reduce(jnp.maximum, [_from_block(jnp.max(score, axis=-1), queries) for score in scores])
     out = total = 0.0
     for score, (_, values) in zip(scores, blocks, strict=True):
-        exponentials = jnp.exp(score - highest)
-        total += jnp.sum(exponentials, axis=-1, keepdims=True)
-        letters, values = _shared(values, queries.shape[0])
+        exponentials = jnp.exp(score - _to_block(highest, values))
+        total += _from_block(jnp.sum(exponentials, axis=-1), queries)
         weights = exponentials.astype(values.dtype)
-        out += jnp.einsum(f"bktgs,{letters}->bktgh", weights, values, preferred_element_type=jnp.float32)
-    out = (out / total).astype(queries.dtype)
+        term = jnp.einsum("bktgs,bskh->bktgh", weights, values, preferred_element_type=jnp.float32)
+        out += _from_block(term, queries)
+    out = (out / total[..., None]).astype(queries.dtype)
     # One number per query is kept for the backward pass, not the [T, S] weights: those are computed again.
-    return jnp.einsum("bktgh->btkgh", out), (queries, blocks, masks, out, highest + jnp.log(total))
+    return out, (queries, blocks, masks, out, highest + jnp.log(total))
 
 
 def _attend_backward(residuals, gradient):
     queries, blocks, masks, out, log_total = residuals
-    gradient = jnp.einsum("btkgh->bktgh", gradient)
-    mean = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
-    to_queries, to_blocks = 0.0, []
+    mean = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    to_queries, to_blocks = 0.0, []
     for (keys, values), mask in zip(blocks, masks, strict=True):
-        weights = jnp.exp(_scores(queries, keys, mask) - log_total)
-        letters, own_values = _shared(values, queries.shape[0])
-        _, own_keys = _shared(keys, queries.shape[0])
-        slope = weights * (product(f"bktgh,{letters}->bktgs", gradient, own_values) - mean)
+        folded, own = _fold(queries, keys), jnp.swapaxes(_fold(gradient, values), 1, 2)
+        weights = jnp.exp(_scores(queries, keys, mask) - _to_block(log_total, keys))
+        slope = weights * (product("bktgh,bskh->bktgs", own, values) - _to_block(mean, keys))
         slope = (slope * queries.shape[-1] ** -0.5).astype(queries.dtype)
-        to_queries += product(f"bktgs,{letters}->btkgh", slope, own_keys)
-        to_keys = product(f"bktgs,btkgh->{letters}", slope, queries)
-        to_values = product(f"bktgs,bktgh->{letters}", weights.astype(queries.dtype), gradient)
-        to_blocks.append(
-            (to_keys.reshape(keys.shape).astype(keys.dtype), to_values.reshape(values.shape).astype(values.dtype))
-        )
+        to_queries += _from_block(product("bktgs,bskh->bktgh", slope, keys), queries)
+        to_keys = product("bktgs,btkgh->bskh", slope, folded).astype(keys.dtype)
+        to_values = product("bktgs,bktgh->bskh", weights.astype(queries.dtype), own).astype(values.dtype)
+        to_blocks.append((to_keys, to_values))
     return to_queries.astype(queries.dtype), to_blocks, None
 
 

@@ -1,7 +1,7 @@
 """Reading what many rows will continue: a context's keys and values, once, in pieces of fixed size.
 
 Contexts of any length share a few compiled shapes: a cache has one of a few sizes, and it is filled by
-pieces of two sizes. What all texts of a call begin with (worked examples, instructions) is read once.
+pieces of one. What all texts of a call begin with (worked examples, instructions) is read once.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from jax import lax
 from selfparam_jax.model import EMPTY, SHARED, Decoder, KeyValues
 
 CACHE_UNIT = 256  # caches hold 1, 1.5, 2, 3, 4, 6, 8, ... times as many positions
-PIECES = (512, 128)  # tokens read in one call, from the largest
+PIECE = 256  # tokens read in one call
 LEAST_SHARED = 32  # a shorter common beginning is not worth a pass of its own
 
 
@@ -59,17 +59,6 @@ def cache_size(length: int) -> int:
         # 256, 384, 512, 768, ...: at most a third of a cache is empty.
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
     return size
-
-
-def split(length: int) -> list[int]:
-    """Sizes of the pieces in which so many tokens are read; together at least `length`."""
-    large, small = PIECES
-    pieces = []
-    while length > 0:
-        # Small pieces for a rest that would leave most of a large one empty.
-        pieces.append(large if length > large - small else small)
-        length -= pieces[-1]
-    return pieces
 
 
 def common_length(texts: Sequence[Sequence[int]]) -> int:
@@ -120,18 +109,17 @@ def _resized_copy(cache, size):
 def _continue(model, variables, begun: Prefix | None, ids, size) -> Prefix:
     """Reads the rest of a text after what has been read of it, into a cache of its own."""
     start = begun.length if begun else 0
-    pieces = split(len(ids) - start)
     # The last piece is written whole, padding included: there must be room for it.
-    size = max(size, cache_size(start + sum(pieces)))
+    size = max(size, cache_size(start + round_up(len(ids) - start, PIECE)))
     cache = _resized_copy(begun.key_values, size) if begun else _empty_cache(model, size)
     parts = list(begun.parts) if begun else []
-    for piece in pieces:
-        now = ids[start : start + piece]
-        padded = np.zeros((1, piece), np.int32)
+    while start < len(ids):
+        now = ids[start : start + PIECE]
+        padded = np.zeros((1, PIECE), np.int32)
         padded[0, : len(now)] = now
         hidden, cache = _read_piece(model, variables, cache, padded, np.int32(len(now)), np.int32(start))
         parts.append((hidden, len(now)))
-        start += piece
+        start += len(now)
     return Prefix(cache, tuple(parts))
 
 
