@@ -90,7 +90,7 @@ class ModelConfig:
 class KeyValues:
     """Keys and values of positions that were read before; never written to by the model.
 
-    keys, values: [L, B, S, K, H], keys already rotated. B may be 1: then the rows of a call share them.
+    keys, values: [L, B, K, S, H], keys already rotated. B may be 1: then the rows of a call share them.
     positions, segments: int32 [B, S].
     """
 
@@ -154,14 +154,14 @@ def attend(queries: jax.Array, blocks: list[tuple[jax.Array, jax.Array]], masks:
 
     Args:
       queries: [B, T, N, H].
-      blocks: (keys, values), each [B or 1, S_i, K, H].
+      blocks: (keys, values), each [B or 1, K, S_i, H].
       masks: one [B, T, S_i] per block; no query's may be all False.
 
     Returns:
       [B, T, N, H]. Scores and softmax are float32.
     """
     batch, length, heads, head_dim = queries.shape
-    kv_heads = blocks[0][0].shape[2]
+    kv_heads = blocks[0][0].shape[1]
     grouped = queries.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
     return _attend(grouped, blocks, masks).reshape(batch, length, heads, head_dim)
 
@@ -188,7 +188,7 @@ def _from_block(x, queries):
 
 def _scores(queries, keys, mask):
     """Scaled and masked scores, float32 [block's B, K, T, G, S]: so no product needs a transposed side."""
-    scores = jnp.einsum("btkgh,bskh->bktgs", _fold(queries, keys), keys, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("btkgh,bksh->bktgs", _fold(queries, keys), keys, preferred_element_type=jnp.float32)
     return jnp.where(_fold(mask, keys)[:, None, :, None], scores * queries.shape[-1] ** -0.5, -1e30)
 
 
@@ -200,7 +200,7 @@ def _attend_forward(queries, blocks, masks):
         exponentials = jnp.exp(score - _to_block(highest, values))
         total += _from_block(jnp.sum(exponentials, axis=-1), queries)
         weights = exponentials.astype(values.dtype)
-        term = jnp.einsum("bktgs,bskh->bktgh", weights, values, preferred_element_type=jnp.float32)
+        term = jnp.einsum("bktgs,bksh->bktgh", weights, values, preferred_element_type=jnp.float32)
         out += _from_block(term, queries)
     out = (out / total[..., None]).astype(queries.dtype)
     # One number per query is kept for the backward pass, not the [T, S] weights: those are computed again.
@@ -215,11 +215,11 @@ def _attend_backward(residuals, gradient):
     for (keys, values), mask in zip(blocks, masks, strict=True):
         folded, own = _fold(queries, keys), jnp.swapaxes(_fold(gradient, values), 1, 2)
         weights = jnp.exp(_scores(queries, keys, mask) - _to_block(log_total, keys))
-        slope = weights * (product("bktgh,bskh->bktgs", own, values) - _to_block(mean, keys))
+        slope = weights * (product("bktgh,bksh->bktgs", own, values) - _to_block(mean, keys))
         slope = (slope * queries.shape[-1] ** -0.5).astype(queries.dtype)
-        to_queries += _from_block(product("bktgs,bskh->bktgh", slope, keys), queries)
-        to_keys = product("bktgs,btkgh->bskh", slope, folded).astype(keys.dtype)
-        to_values = product("bktgs,bktgh->bskh", weights.astype(queries.dtype), own).astype(values.dtype)
+        to_queries += _from_block(product("bktgs,bksh->bktgh", slope, keys), queries)
+        to_keys = product("bktgs,btkgh->bksh", slope, folded).astype(keys.dtype)
+        to_values = product("bktgs,bktgh->bksh", weights.astype(queries.dtype), own).astype(values.dtype)
         to_blocks.append((to_keys, to_values))
     return to_queries.astype(queries.dtype), to_blocks, None
 
@@ -310,6 +310,8 @@ class Attention(nn.Module):
         keys = project("k_proj", kv_heads * head_dim, x).reshape(batch, length, kv_heads, head_dim)
         values = project("v_proj", kv_heads * head_dim, x).reshape(batch, length, kv_heads, head_dim)
         queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)
+        # [B, K, T, H], as a cache keeps them: a step of decoding reads it without transposing it.
+        keys, values = jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
         out = attend(queries, [*past, (keys, values)], masks)
         out = project("o_proj", model_dim, out.reshape(batch, length, heads * head_dim))
         return out, (keys, values)

@@ -1,7 +1,7 @@
 """Reading what many rows will continue: a context's keys and values, once, in pieces of fixed size.
 
 Contexts of any length share a few compiled shapes: a cache has one of a few sizes, and it is filled by
-pieces of one. What all texts of a call begin with (worked examples, instructions) is read once.
+pieces of two. What all texts of a call begin with (worked examples, instructions) is read once.
 """
 
 import dataclasses
@@ -15,8 +15,9 @@ from jax import lax
 
 from selfparam_jax.model import EMPTY, SHARED, Decoder, KeyValues
 
-CACHE_UNIT = 256  # caches hold 1, 1.5, 2, 3, 4, 6, 8, ... times as many positions
+CACHE_UNIT = 256  # caches hold REST positions, or 1, 1.5, 2, 3, 4, 6, 8, ... times as many as this
 PIECE = 256  # tokens read in one call
+REST = 32  # tokens of a smaller piece, for as little as that or less
 LEAST_SHARED = 32  # a shorter common beginning is not worth a pass of its own
 
 
@@ -54,11 +55,17 @@ def round_up(length: int, multiple: int) -> int:
 
 def cache_size(length: int) -> int:
     """Positions of the cache for a text of so many tokens."""
-    size = CACHE_UNIT
+    size = REST if length <= REST else CACHE_UNIT
     while size < length:
         # 256, 384, 512, 768, ...: at most a third of a cache is empty.
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
     return size
+
+
+def split(length: int) -> list[int]:
+    """Sizes of the pieces in which so many tokens are read; together at least `length`."""
+    whole, rest = divmod(length, PIECE)
+    return [PIECE] * whole + ([REST if rest <= REST else PIECE] if rest else [])
 
 
 def common_length(texts: Sequence[Sequence[int]]) -> int:
@@ -76,8 +83,8 @@ def _read_piece(model, variables, cache, input_ids, length, at):
     positions, segments = at + offsets, jnp.where(offsets < length, SHARED, EMPTY).astype(jnp.int32)
     hidden, new = model.apply(variables, input_ids, positions, segments, (cache,))
     cache = KeyValues(
-        lax.dynamic_update_slice_in_dim(cache.keys, new.keys, at, axis=2),
-        lax.dynamic_update_slice_in_dim(cache.values, new.values, at, axis=2),
+        lax.dynamic_update_slice_in_dim(cache.keys, new.keys, at, axis=3),
+        lax.dynamic_update_slice_in_dim(cache.values, new.values, at, axis=3),
         lax.dynamic_update_slice_in_dim(cache.positions, positions, at, axis=1),
         lax.dynamic_update_slice_in_dim(cache.segments, segments, at, axis=1),
     )
@@ -87,7 +94,7 @@ def _read_piece(model, variables, cache, input_ids, length, at):
 @functools.partial(jax.jit, static_argnames=("model", "size"))
 def _empty_cache(model, size):
     config = model.config
-    shape = (config.num_hidden_layers, 1, size, config.num_key_value_heads, config.head_dim)
+    shape = (config.num_hidden_layers, 1, config.num_key_value_heads, size, config.head_dim)
     zeros = jnp.zeros(shape, model.dtype)
     positions = jnp.zeros((1, size), jnp.int32)
     return KeyValues(zeros, jnp.zeros(shape, model.dtype), positions, jnp.full_like(positions, EMPTY))
@@ -97,25 +104,26 @@ def _empty_cache(model, size):
 def _resized_copy(cache, size):
     """A cache of `size` positions that begins like this one (which stays as it is)."""
     missing = size - cache.positions.shape[1]
-    wide = ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0))
+    wide = ((0, 0), (0, 0), (0, 0), (0, missing), (0, 0))
     return KeyValues(
         jnp.pad(cache.keys, wide),
         jnp.pad(cache.values, wide),
-        jnp.pad(cache.positions, wide[1:3]),
-        jnp.pad(cache.segments, wide[1:3], constant_values=EMPTY),
+        jnp.pad(cache.positions, wide[2:4]),
+        jnp.pad(cache.segments, wide[2:4], constant_values=EMPTY),
     )
 
 
 def _continue(model, variables, begun: Prefix | None, ids, size) -> Prefix:
     """Reads the rest of a text after what has been read of it, into a cache of its own."""
     start = begun.length if begun else 0
+    pieces = split(len(ids) - start)
     # The last piece is written whole, padding included: there must be room for it.
-    size = max(size, cache_size(start + round_up(len(ids) - start, PIECE)))
+    size = max(size, cache_size(start + sum(pieces)), begun.key_values.positions.shape[1] if begun else 0)
     cache = _resized_copy(begun.key_values, size) if begun else _empty_cache(model, size)
     parts = list(begun.parts) if begun else []
-    while start < len(ids):
-        now = ids[start : start + PIECE]
-        padded = np.zeros((1, PIECE), np.int32)
+    for piece in pieces:
+        now = ids[start : start + piece]
+        padded = np.zeros((1, piece), np.int32)
         padded[0, : len(now)] = now
         hidden, cache = _read_piece(model, variables, cache, padded, np.int32(len(now)), np.int32(start))
         parts.append((hidden, len(now)))

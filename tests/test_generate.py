@@ -148,14 +148,14 @@ def test_stops_that_never_come(model, variables, free):
 
 
 def test_room_is_empty_and_behind_what_was_read():
-    keys = jnp.arange(1.0, 2 * 3 * 4 * 5 * 2 + 1).reshape(2, 3, 4, 5, 2)  # [L, B, S, K, H]
+    keys = jnp.arange(1.0, 2 * 3 * 5 * 4 * 2 + 1).reshape(2, 3, 5, 4, 2)  # [L, B, K, S, H]
     positions = jnp.arange(12).reshape(3, 4)
     segments = jnp.where(positions % 4 < 3, SHARED, EMPTY)
     longer = _with_room(KeyValues(keys, -keys, positions, segments), 6)
-    assert longer.keys.shape == longer.values.shape == (2, 3, 10, 5, 2)
+    assert longer.keys.shape == longer.values.shape == (2, 3, 5, 10, 2)
     assert longer.positions.shape == longer.segments.shape == (3, 10)
-    np.testing.assert_array_equal(longer.keys[:, :, :4], keys)
-    np.testing.assert_array_equal(longer.values[:, :, :4], -keys)
+    np.testing.assert_array_equal(longer.keys[:, :, :, :4], keys)
+    np.testing.assert_array_equal(longer.values[:, :, :, :4], -keys)
     np.testing.assert_array_equal(longer.positions[:, :4], positions)
     np.testing.assert_array_equal(longer.segments[:, :4], segments)
     assert (longer.segments[:, 4:] == EMPTY).all()  # else the zeros there would be attended to

@@ -221,8 +221,8 @@ def blocks_and_mask(request):
     def draw(*shape):
         return rng.standard_normal(shape).astype(np.float32)
 
-    queries, first = draw(3, 4, 6, 8), draw(2, 1 if request.param else 3, 5, 2, 8)
-    second, mask = draw(2, 3, 4, 2, 8), rng.random((3, 4, 9)) < 0.6
+    queries, first = draw(3, 4, 6, 8), draw(2, 1 if request.param else 3, 2, 5, 8)
+    second, mask = draw(2, 3, 2, 4, 8), rng.random((3, 4, 9)) < 0.6
     mask[:, :, 5] = True
     return queries, first, second, mask
 
@@ -235,12 +235,12 @@ def over_blocks(queries, first, second, mask):
 def test_attend_over_blocks_is_one_softmax(blocks_and_mask):
     queries, first, second, mask = blocks_and_mask
     expected = np.zeros((3, 4, 6, 8))
-    whole = np.broadcast_to(first, (2, 3, 5, 2, 8)), second
-    keys, values = np.concatenate(whole, axis=2).astype(np.float64)
+    whole = np.broadcast_to(first, (2, 3, 2, 5, 8)), second
+    keys, values = np.concatenate(whole, axis=3).astype(np.float64)
     for b, t, n in np.ndindex(3, 4, 6):
-        scores = keys[b, :, n // 3] @ queries[b, t, n] / np.sqrt(8)
+        scores = keys[b, n // 3] @ queries[b, t, n] / np.sqrt(8)
         weights = np.where(mask[b, t], np.exp(scores), 0.0)
-        expected[b, t, n] = weights / weights.sum() @ values[b, :, n // 3]
+        expected[b, t, n] = weights / weights.sum() @ values[b, n // 3]
     close(over_blocks(*blocks_and_mask), expected)
 
 
@@ -249,11 +249,11 @@ def test_gradients_of_attend_are_those_of_one_softmax(blocks_and_mask):
     slope = jnp.asarray(np.random.default_rng(1).standard_normal(queries.shape), jnp.float32)
 
     def one_softmax(queries, first, second):
-        whole = jnp.concatenate([jnp.broadcast_to(first, (2, 3, 5, 2, 8)), second], axis=2)
-        keys, values = jnp.repeat(whole, 3, axis=3)
-        scores = jnp.einsum("btnh,bsnh->bnts", queries, keys) / jnp.sqrt(8.0)
+        whole = jnp.concatenate([jnp.broadcast_to(first, (2, 3, 2, 5, 8)), second], axis=3)
+        keys, values = jnp.repeat(whole, 3, axis=2)
+        scores = jnp.einsum("btnh,bnsh->bnts", queries, keys) / jnp.sqrt(8.0)
         weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
-        return jnp.sum(slope * jnp.einsum("bnts,bsnh->btnh", weights, values))
+        return jnp.sum(slope * jnp.einsum("bnts,bnsh->btnh", weights, values))
 
     def ours_summed(queries, first, second):
         return jnp.sum(slope * over_blocks(queries, first, second, mask))
@@ -312,7 +312,7 @@ def test_prefix_and_continuation_equal_the_full_row(small, shared):
     prefix_ids = whole[:1, :8] if shared else whole[:, :8]
     head, prefix = read(*small, prefix_ids, segments=np.full(prefix_ids.shape, SHARED))
     close(head, expected[: len(head), :8])
-    assert prefix.keys.shape == (3, len(prefix_ids), 8, 2, 8)
+    assert prefix.keys.shape == (3, len(prefix_ids), 2, 8, 8)
     positions = np.broadcast_to(np.arange(8, 15), (3, 7))
     found, _ = read(*small, whole[:, 8:], positions, past=(prefix,))
     close(found, expected[:, 8:])

@@ -67,13 +67,17 @@ def _apply(model, variables, ids, positions, segments):
 
 
 def read_at_once(model, variables, ids, room=None):
-    """Hidden states [T, D], keys and values [L, T, K, H] of one row that starts at position 0; no cache."""
+    """Hidden states [T, D], keys and values [L, K, T, H] of one row that starts at position 0; no cache."""
     count = len(ids)
     row = np.zeros((1, room or count), np.int32)
     row[0, :count] = ids
     positions = np.arange(row.shape[1], dtype=np.int32)[None]
     hidden, read = _apply(model, variables, row, positions, (positions < count).astype(np.int32))
-    return np.asarray(hidden)[0, :count], np.asarray(read.keys)[:, 0, :count], np.asarray(read.values)[:, 0, :count]
+    return (
+        np.asarray(hidden)[0, :count],
+        np.asarray(read.keys)[:, 0, :, :count],
+        np.asarray(read.values)[:, 0, :, :count],
+    )
 
 
 def assert_close(found, expected):
@@ -89,8 +93,8 @@ def assert_read(found, setup, ids, room=LIMIT):
     assert found.length == count
     assert_close(found.states(), hidden)
     np.testing.assert_array_equal(found.last_state(), found.states()[-1])
-    assert_close(np.asarray(cache.keys)[:, 0, :count], keys)
-    assert_close(np.asarray(cache.values)[:, 0, :count], values)
+    assert_close(np.asarray(cache.keys)[:, 0, :, :count], keys)
+    assert_close(np.asarray(cache.values)[:, 0, :, :count], values)
     assert np.asarray(cache.positions)[0, :count].tolist() == list(range(count))
     assert np.asarray(cache.segments)[0].tolist() == [SHARED] * count + [EMPTY] * (cache.segments.shape[1] - count)
 
@@ -124,7 +128,7 @@ def pretended(monkeypatch):
 # --- what is read --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("length", [1, 255, 256, 257, 700])
+@pytest.mark.parametrize("length", [1, 32, 33, 256, 257, 700])
 @pytest.mark.parametrize("name", list(MODELS))
 def test_pieces_equal_one_pass(models, name, length):
     ids = text(length)
@@ -196,13 +200,27 @@ def test_an_empty_or_too_long_text_is_refused_before_anything_is_read(llama, cal
 # --- shapes --------------------------------------------------------------------------------------------
 
 
+def test_split_covers_the_length_with_known_pieces():
+    for length in range(1, 2100):
+        pieces = prefix.split(length)
+        assert set(pieces) <= {prefix.PIECE, prefix.REST}
+        assert sum(pieces) >= length
+        assert sum(pieces[:-1]) < length, "the last piece has something to read"
+        assert sorted(pieces, reverse=True) == pieces
+    assert prefix.split(0) == []
+    assert prefix.split(32) == [32]
+    assert prefix.split(33) == prefix.split(256) == [256]
+    assert prefix.split(700) == [256, 256, 256]
+    assert prefix.split(513) == [256, 256, 32]
+
+
 def test_cache_sizes_grow_slowly_and_are_never_too_small():
     sizes = [prefix.cache_size(length) for length in range(1, 5000)]
     assert all(a <= b for a, b in itertools.pairwise(sizes))
     for length, size in enumerate(sizes, start=1):
         assert size >= length
         assert length < 256 or 3 * (size - length) <= size
-    assert sorted(set(sizes)) == [256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144]
+    assert sorted(set(sizes)) == [32, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +268,7 @@ def test_the_last_piece_never_overruns_the_cache(llama, pretended):
 
 @pytest.mark.parametrize("shared", [0, 77])
 def test_contexts_of_many_lengths_share_a_few_compiled_shapes(llama, calls, shared):
-    """Forty lengths below 1000, at most six shapes, and no shape is compiled twice."""
+    """Forty lengths below 1000, at most twelve shapes, and no shape is compiled twice."""
     lengths = np.random.default_rng(shared).integers(shared + 1, 1000, 40)
     texts = [(*text(shared), 3 + n, *text(int(length) - shared - 1)) for n, length in enumerate(lengths)]
     assert len({len(ids) for ids in texts}) > 30
@@ -259,5 +277,5 @@ def test_contexts_of_many_lengths_share_a_few_compiled_shapes(llama, calls, shar
     for _ in prefix.read_prefixes(*llama, texts):
         pass
     shapes = {(size, piece) for size, piece, _, _ in calls}
-    assert len(shapes) <= 6
+    assert len(shapes) <= 12
     assert READ_PIECE._cache_size() - compiled <= len(shapes)
