@@ -131,7 +131,7 @@ def main(_) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         setup = Setup(pathlib.Path(WORKLOAD.value), pathlib.Path(scratch))
         steps = LIMIT_STEPS.value or len(setup.workload["steps"])
-        result = {"mode": MODE.value, "start_s": time.perf_counter() - STARTED}
+        result = {"mode": MODE.value, "start_s": time.perf_counter() - STARTED, "loaded_rss_bytes": peak_memory()}
         result |= {"ours": run_ours, "naive": run_naive, "pair": run_pair}[MODE.value](setup, steps)
     result |= {"compiled_programs": compilations.programs, "compile_s": compilations.seconds}
     files.write_json(OUT.value, result | {"peak_rss_bytes": peak_memory(), "jax": jax.__version__})

@@ -12,16 +12,14 @@ steps to all. Nothing is compiled before: each process of ours starts with an em
 the `warm` one.
 """
 
-import os
 import pathlib
 import statistics
-import subprocess
-import sys
 import tempfile
 
 from absl import app, flags
 
 from benchmarks import workload as workloads
+from benchmarks.workload import run_child
 from selfparam_jax import files, hub
 from selfparam_jax.prompts import Prompt
 
@@ -43,16 +41,6 @@ CONTENDERS = (
     ("torch", "benchmarks.peer_torch", "obvious", True),
     ("naive", "benchmarks.ours", "naive", True),
 )
-
-
-def run_child(module: str, mode: str, directory: pathlib.Path, steps: int, *more: str) -> dict:
-    """One contender's measurements."""
-    out = directory / f"{mode}.json"
-    command = [sys.executable, "-m", module, f"--workload={directory}", f"--mode={mode}", f"--out={out}"]
-    # A test runner's limit on torch's threads must not slow the peer.
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    subprocess.run([*command, f"--limit_steps={steps}", *more], check=True, env=environment, stdin=subprocess.DEVNULL)
-    return files.read_json(out)
 
 
 def total_seconds(name: str, measured: dict, workload: dict) -> float:

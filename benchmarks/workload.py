@@ -7,7 +7,10 @@ that all start from) and `model/` (float32, Hugging Face's layout).
 
 import dataclasses
 import itertools
+import os
 import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -127,3 +130,13 @@ def read_adapter(directory: pathlib.Path) -> dict:
         _, module, projection, factor = name.split(".")
         lora["layers"].setdefault(module, {}).setdefault(projection, {})[factor] = jnp.asarray(value)
     return lora
+
+
+def run_child(module: str, mode: str, directory: pathlib.Path, steps: int, *more: str) -> dict:
+    """The measurements of one contender, a process of its own."""
+    out = directory / f"{mode}.json"
+    command = [sys.executable, "-m", module, f"--workload={directory}", f"--mode={mode}", f"--out={out}"]
+    # A test runner's limit on torch's threads must not slow the peer.
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    subprocess.run([*command, f"--limit_steps={steps}", *more], check=True, env=environment, stdin=subprocess.DEVNULL)
+    return files.read_json(out)

@@ -251,3 +251,16 @@ def gguf_tensors(model) -> dict[str, np.ndarray]:
         half = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
         tensors["rope_freqs.weight"] = (config.rope_parameters["rope_theta"] ** -half / scaled).astype(np.float32)
     return tensors
+
+
+def benchmark(name: str):
+    """A module of `benchmarks`; its command-line flags are taken back, as several define the same ones."""
+    import importlib
+
+    from absl import flags
+
+    before = set(flags.FLAGS)
+    module = importlib.import_module(f"benchmarks.{name}")
+    for flag in set(flags.FLAGS) - before:
+        delattr(flags.FLAGS, flag)
+    return module

@@ -1,0 +1,176 @@
+"""How cost and memory grow with the number of contexts and with the positions of a step.
+
+    python -m benchmarks.scaling --out=scaling.json [--contexts=1,4,16,64] [--pairs=16] [--steps=12] [--epochs=8]
+
+Cost: for each number of contexts a process trains the embedded model on that many, each with `--pairs` training
+pairs and a tenth of that of unrelated texts. The teacher reads all of them; of the steps `--steps` are measured, and
+their median stands for the rest of `--epochs` epochs. Start-up and compilation are left out (the first process fills
+a compilation cache, and a first step is not counted): they are paid once, however many contexts there are.
+
+Memory: the most that a process has held, when the model is loaded and at the end; and what XLA reserves for one
+training step beside its arguments, which is exact and needs no run: for the step as it is and with every layer
+recomputed, and for the loss alone in chunks and in one piece.
+"""
+
+import pathlib
+import statistics
+import tempfile
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+
+from benchmarks import workload as workloads
+from selfparam_jax import files, hub, trainer
+from selfparam_jax import mesh as meshes
+from selfparam_jax.lora import init_lora
+from selfparam_jax.model import Decoder, apply_head, param_shapes
+from selfparam_jax.objective import Signal, chunked_loss, kl_from_logits
+from selfparam_jax.prompts import Prompt
+
+OUT = flags.DEFINE_string("out", None, "Where the results go (JSON).", required=True)
+CONTEXTS = flags.DEFINE_list("contexts", ["1", "4", "16", "64"], "Numbers of contexts.")
+PAIRS = flags.DEFINE_integer("pairs", 16, "Training pairs per context.")
+EPOCHS = flags.DEFINE_integer("epochs", 8, "Epochs that the cost is given for.")
+STEPS = flags.DEFINE_integer("steps", 12, "Steps to measure.")
+POSITIONS = flags.DEFINE_list("positions", ["256", "1024", "4096"], "Loss positions of a step, for the memory.")
+BATCH_ROWS, ROW_LENGTH = 2, 128  # as in configs/base.py
+
+
+def cost_per_context(measured: dict, workload: dict, contexts: int) -> dict:
+    """Seconds per context, and what they are made of, from one process's measurements."""
+    step_s = statistics.median(measured["step_s"][1:])
+    train_s = step_s * len(workload["steps"])
+    return {
+        "teacher_s_per_context": measured["teacher_s"] / contexts,
+        "train_s_per_context": train_s / contexts,
+        "s_per_context": (measured["teacher_s"] + train_s) / contexts,
+        "step_s": step_s,
+        "steps": len(workload["steps"]),
+        "sentences": len(workload["sentences"]),
+        "fill": workload["fill"],
+        "loaded_rss_bytes": measured["loaded_rss_bytes"],
+        "peak_rss_bytes": measured["peak_rss_bytes"],
+    }
+
+
+def loss_memory(config, positions: int, chunked: bool) -> int:
+    """Bytes that XLA reserves for the loss and its gradient, arguments and results not counted."""
+    states = jax.ShapeDtypeStruct((1, positions, config.hidden_size), jnp.float32)
+    head = jax.ShapeDtypeStruct((config.vocab_size, config.hidden_size), jnp.float32)
+    weights, used = jax.ShapeDtypeStruct((1, positions), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+
+    def in_chunks(student, teacher, weights, used, head):
+        return chunked_loss(student, head, Signal(used, teacher, weights))[0]
+
+    def in_one_piece(student, teacher, weights, used, head):
+        return jnp.sum(weights * kl_from_logits(apply_head(teacher, head), apply_head(student, head)))
+
+    function = jax.jit(jax.value_and_grad(in_chunks if chunked else in_one_piece))
+    return function.lower(states, states, weights, used, head).compile().memory_analysis().temp_size_in_bytes
+
+
+def step_memory(config, remat: bool) -> dict:
+    """Bytes of a training step: weights, adapter with optimiser, and what XLA reserves beside them."""
+    mesh = meshes.make_mesh(jax.devices()[:1])
+    model = Decoder(config, remat=remat, lora_scale=workloads.LORA.scale)
+    optimizer = trainer.make_optimizer(trainer.TrainConfig(), 1)
+    params = param_shapes(config)
+
+    def initial(key):
+        return trainer.init_state(init_lora(key, params, workloads.LORA), optimizer)
+
+    state = jax.eval_shape(initial, jax.random.key(0))
+    positions = BATCH_ROWS * ROW_LENGTH
+    rows = jax.ShapeDtypeStruct((BATCH_ROWS, ROW_LENGTH), jnp.int32)
+    signal = Signal(
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+        jax.ShapeDtypeStruct((1, positions, config.hidden_size), jnp.float32),
+        jax.ShapeDtypeStruct((1, positions), jnp.float32),
+    )
+    batch = trainer.Batch(rows, rows, rows, jax.ShapeDtypeStruct((1, positions), jnp.int32), signal)
+    step = trainer.compile_step(model, optimizer, mesh)
+    compiled = step.lower(state, params, batch, jax.eval_shape(jax.random.key, 0)).compile()
+
+    def size(tree):
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+    chunk = trainer.LossConfig().chunk * config.vocab_size * 4
+    counted = size(params) + size(state) + chunk
+    reserved = compiled.memory_analysis().temp_size_in_bytes
+    return {
+        "weights_bytes": size(params),
+        "adapter_and_optimizer_bytes": size(state),
+        "chunk_bytes": chunk,
+        "reserved_bytes": reserved,
+        "over_weights_optimizer_chunk": (size(params) + size(state) + reserved) / counted,
+    }
+
+
+def measure_contexts(scratch: pathlib.Path) -> dict:
+    """The cost per context of every number of contexts."""
+    base = hub.load_pretrained(hub.DEFAULT_MODEL)
+    prompt = Prompt("worked", base.tokenizer)
+    config = workloads.train_config(EPOCHS.value, BATCH_ROWS, ROW_LENGTH)
+    workloads.write_model(scratch / "model", base)
+    written = {}
+    for count in map(int, CONTEXTS.value):
+        directory = scratch / f"contexts-{count}"
+        contexts = workloads.example_contexts(count, PAIRS.value)
+        written[count] = directory, workloads.write_workload(directory, base, contexts, prompt, config)
+        (directory / "model").symlink_to(scratch / "model")
+    del base, prompt  # the processes need the memory
+    cache = f"--compilation_cache={scratch / 'compiled'}"
+    workloads.run_child("benchmarks.ours", "ours", next(iter(written.values()))[0], 2, cache)  # compiles
+    return {
+        str(count): cost_per_context(
+            workloads.run_child("benchmarks.ours", "ours", directory, STEPS.value, cache), workload, count
+        )
+        for count, (directory, workload) in written.items()
+    }
+
+
+def print_tables(results: dict) -> None:
+    """The results, as Markdown."""
+    print("| contexts | s per context | teacher | training | step | peak memory, loaded | peak memory, end |")
+    print("| " + " | ".join(["---"] * 7) + " |")
+    for count, r in results["by_contexts"].items():
+        print(
+            f"| {count} | {r['s_per_context']:.1f} | {r['teacher_s_per_context']:.2f} | "
+            f"{r['train_s_per_context']:.1f} | {r['step_s']:.2f} s | {r['loaded_rss_bytes'] / 1e6:.0f} MB | "
+            f"{r['peak_rss_bytes'] / 1e6:.0f} MB |"
+        )
+    print("\n| loss positions | in chunks | in one piece |\n| --- | --- | --- |")
+    for positions, r in results["loss_bytes"].items():
+        print(f"| {positions} | {r['chunked'] / 1e6:.0f} MB | {r['direct'] / 1e6:.0f} MB |")
+    print("\n| step | reserved beside weights, adapter and optimiser | all, over weights + optimiser + one chunk |")
+    print("| --- | --- | --- |")
+    for name, r in results["step"].items():
+        print(f"| {name} | {r['reserved_bytes'] / 1e6:.0f} MB | {r['over_weights_optimizer_chunk']:.2f} |")
+
+
+def main(_) -> None:
+    """Measures, prints and writes."""
+    with tempfile.TemporaryDirectory() as scratch:
+        by_contexts = measure_contexts(pathlib.Path(scratch))
+    config = hub.load_pretrained(hub.DEFAULT_MODEL).config
+    results = {
+        "by_contexts": by_contexts,
+        "loss_bytes": {
+            positions: {
+                "chunked": loss_memory(config, int(positions), True),
+                "direct": loss_memory(config, int(positions), False),
+            }
+            for positions in POSITIONS.value
+        },
+        "step": {
+            "as it is": step_memory(config, remat=False),
+            "layers recomputed": step_memory(config, remat=True),
+        },
+    }
+    files.write_json(OUT.value, results)
+    print_tables(results)
+
+
+if __name__ == "__main__":
+    app.run(main)
