@@ -1,9 +1,10 @@
-"""Batched greedy decoding with cached keys and values.
+"""Batched decoding with cached keys and values: greedy, or sampled.
 
 The context prefix that all rows share stays as it is and is never copied. The rows' own prompts are put once
 into a block with room for the new tokens, which are written to it inside one compiled loop.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -33,7 +34,61 @@ def _with_room(read: KeyValues, count: int) -> KeyValues:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "new_tokens", "least_tokens"))
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Attributes:
+      temperature: divides the logits; more than 0.
+      top_p: only the most likely tokens that together have this probability are drawn from; 1 leaves all.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if not self.temperature > 0:
+            raise ValueError(f"temperature = {self.temperature}, expected more than 0; leave sampling out for greedy")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p = {self.top_p}, expected more than 0 and at most 1")
+
+
+def _most_likely(logits: jax.Array, top_p: float) -> jax.Array:
+    """Logits [B, V] with all but the fewest tokens that together have probability `top_p` set to -inf."""
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    shares = jax.nn.softmax(ordered, axis=-1)
+    # A token stays if those before it are not enough; the first always does.
+    stays = jnp.cumsum(shares, axis=-1) - shares < top_p
+    least = jnp.min(jnp.where(stays, ordered, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits >= least, logits, -jnp.inf)
+
+
+def _draw(
+    logits: jax.Array, sampling: Sampling, seed: jax.Array, rows: jax.Array, step: jax.Array | int
+) -> jax.Array:
+    """One token per row [B], from a key of its own for every seed, row number and step."""
+    logits = logits / sampling.temperature
+    if sampling.top_p < 1:
+        logits = _most_likely(logits, sampling.top_p)
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def _read_prompts(model, variables, prefix, start, prompts, lengths, new_tokens):
+    """The state [B, D] that predicts what follows each prompt, and the prompts' keys with room for new tokens."""
+    offsets = jnp.arange(prompts.shape[1], dtype=jnp.int32)[None, :]
+    valid = offsets < lengths[:, None]
+    positions = start + jnp.broadcast_to(offsets, prompts.shape)
+    hidden, read = model.apply(
+        variables, prompts, positions, jnp.where(valid, 1, PADDING).astype(jnp.int32), (prefix,)
+    )
+    read = read.replace(segments=jnp.where(valid, SHARED, EMPTY).astype(jnp.int32))
+    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    return last, _with_room(read, new_tokens)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "new_tokens", "least_tokens", "sampling"))
 def _decode(
     model: Decoder,
     variables: dict,
@@ -42,26 +97,24 @@ def _decode(
     prompts: jax.Array,
     lengths: jax.Array,
     stops: jax.Array,
+    rows: jax.Array,
+    seed: jax.Array,
     new_tokens: int,
     least_tokens: int,
+    sampling: Sampling | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Greedy continuation [B, new_tokens] of prompts [B, T], and how many were made until all rows stopped."""
+    """Continuation [B, new_tokens] of prompts [B, T], and how many were made until all rows stopped."""
     batch, width = prompts.shape
     head = head_weight(variables["params"])
-    offsets = jnp.arange(width, dtype=jnp.int32)[None, :]
-    valid = offsets < lengths[:, None]
-    positions = start + jnp.broadcast_to(offsets, prompts.shape)
-    hidden, read = model.apply(
-        variables, prompts, positions, jnp.where(valid, 1, PADDING).astype(jnp.int32), (prefix,)
-    )
-    read = read.replace(segments=jnp.where(valid, SHARED, EMPTY).astype(jnp.int32))
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
+    last, cache = _read_prompts(model, variables, prefix, start, prompts, lengths, new_tokens)
 
-    def pick(state):  # [B, D] -> [B]
-        return jnp.argmax(apply_head(state, head), axis=-1).astype(jnp.int32)
+    def pick(state, step):  # [B, D] -> [B]
+        logits = apply_head(state, head)
+        if sampling is None:
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return _draw(logits, sampling, seed, rows, step)
 
-    cache = _with_room(read, new_tokens)
-    first = pick(last)
+    first = pick(last, 0)
     tokens = jnp.zeros((batch, new_tokens), jnp.int32).at[:, 0].set(first)
 
     def unfinished(carry):
@@ -84,7 +137,7 @@ def _decode(
             put(cache.positions, position, 1),
             put(cache.segments, jnp.full_like(segment, SHARED), 1),
         )
-        token = pick(hidden[:, 0])
+        token = pick(hidden[:, 0], step)
         tokens = lax.dynamic_update_slice_in_dim(tokens, token[:, None], step, axis=1)
         return step + 1, token, cache, stopped | stops[token], tokens
 
@@ -102,8 +155,10 @@ def generate(
     stop_ids: Sequence[int] = (),
     least_tokens: int = 1,
     batch_size: int = 16,
+    sampling: Sampling | None = None,
+    seed: int = 0,
 ) -> list[list[int]]:
-    """Greedy answers to several prompts that continue one prefix.
+    """Answers to several prompts that continue one prefix.
 
     Args:
       variables: {'params'} or {'params', 'lora'}.
@@ -114,6 +169,8 @@ def generate(
       stop_ids: a batch ends early once all its rows have made one of these. The ids are kept in the answer,
         and what a row makes after its own stop is kept too, as far as it was computed.
       least_tokens: no batch ends before this many.
+      sampling: None takes the most likely token.
+      seed: with a prompt's place in the call it decides what is drawn; the batch size does not.
 
     Returns:
       token ids per prompt, at most new_tokens each.
@@ -142,9 +199,10 @@ def generate(
         for row, prompt in enumerate(rows):
             padded[row, : len(prompt)] = prompt
         lengths = np.asarray([len(prompt) for prompt in rows], np.int32)
-        start = np.int32(prefix_length)
+        numbers = np.arange(begin, begin + len(rows), dtype=np.int32)
         tokens, made = _decode(
-            model, variables, prefix.key_values, start, padded, lengths, stops, new_tokens, least_tokens
-        )
+            model, variables, prefix.key_values, np.int32(prefix_length), padded, lengths, stops, numbers,
+            np.uint32(seed), new_tokens, least_tokens, sampling,
+        )  # fmt: skip
         answers.extend(row[: int(made)].tolist() for row in np.asarray(tokens)[: len(chunk)])
     return answers

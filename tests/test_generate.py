@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from selfparam_jax.generate import PROMPT_BUCKET, _with_room, generate
+from selfparam_jax.generate import PROMPT_BUCKET, Sampling, _most_likely, _with_room, generate
 from selfparam_jax.lora import LoraConfig, init_lora
 from selfparam_jax.model import EMPTY, SHARED, Decoder, KeyValues, apply_head, head_weight
 from selfparam_jax.prefix import read_prefix, round_up
@@ -179,3 +179,66 @@ def test_too_long_is_refused(tiny_model, variables):
 
 def test_round_up():
     assert [round_up(n, 4) for n in (0, 1, 4, 5)] == [0, 4, 4, 8]
+
+
+# --- sampling -----------------------------------------------------------------------------------------
+
+
+def first_token_probabilities(model, variables, ids, temperature):
+    row = np.asarray([ids], np.int32)
+    positions = np.arange(len(ids), dtype=np.int32)[None]
+    hidden, _ = model.apply(variables, row, positions, np.ones_like(row))
+    logits = np.asarray(apply_head(hidden, head_weight(variables["params"])))[0, -1].astype(np.float64) / temperature
+    exponentials = np.exp(logits - logits.max())
+    return exponentials / exponentials.sum()
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (3.0, 1.0), (3.0, 0.6)])
+def test_tokens_are_drawn_as_often_as_they_are_likely(model, variables, temperature, top_p):
+    count = 4000
+    drawn = generate(
+        model, variables, PREFIX, [PROMPTS[1]] * count, 1, batch_size=count, sampling=Sampling(temperature, top_p)
+    )
+    found = np.bincount([answer[0] for answer in drawn], minlength=272) / count
+    expected = first_token_probabilities(model, variables, PREFIX + PROMPTS[1], temperature)
+    if top_p < 1:
+        order = np.argsort(-expected)
+        kept = order[: int(np.searchsorted(np.cumsum(expected[order]), top_p)) + 1]
+        assert 1 < len(kept) < 272
+        expected = np.where(np.isin(np.arange(272), kept), expected, 0.0)
+        expected /= expected.sum()
+        assert set(np.flatnonzero(found)) <= set(kept.tolist())
+    deviation = np.sqrt(expected * (1 - expected) / count)
+    assert (np.abs(found - expected) <= 5 * deviation + 1e-9).all()
+    assert np.count_nonzero(found) > 3
+
+
+def test_a_low_temperature_is_greedy(model, variables, free):
+    assert generate(model, variables, PREFIX, PROMPTS, NEW, sampling=Sampling(1e-4)) == free
+
+
+def test_draws_follow_the_seed_and_the_prompt_s_place_only(model, variables):
+    def drawn(seed, batch_size, prompts=(PROMPTS[1],) * 5):
+        sampling = Sampling(2.0, 0.9)
+        return generate(model, variables, PREFIX, prompts, NEW, batch_size=batch_size, sampling=sampling, seed=seed)
+
+    first = drawn(1, 5)
+    assert first == drawn(1, 2) == drawn(1, 16)
+    assert len({tuple(answer) for answer in first}) == 5, "rows of the same prompt differ"
+    assert not {tuple(answer) for answer in first} & {tuple(answer) for answer in drawn(2, 5)}
+    assert drawn(2**32 - 1, 5) != first
+
+
+def test_the_most_likely_tokens_by_hand():
+    logits = jnp.log(jnp.asarray([[0.1, 0.5, 0.15, 0.25], [0.97, 0.01, 0.01, 0.01]]))
+    stays = {0.4: [[1], [0]], 0.6: [[1, 3], [0]], 0.9: [[1, 2, 3], [0]], 0.98: [[0, 1, 2, 3], [0, 1, 2, 3]]}
+    for top_p, expected in stays.items():
+        kept = np.isfinite(np.asarray(_most_likely(logits, top_p)))
+        # The last three of the second row are equally likely: all or none of them stay.
+        assert [np.flatnonzero(row).tolist() for row in kept] == expected, top_p
+
+
+@pytest.mark.parametrize("values", [{"temperature": 0.0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}])
+def test_impossible_sampling_is_refused(values):
+    with pytest.raises(ValueError, match=next(iter(values))):
+        Sampling(**values)
