@@ -45,6 +45,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.unrelated = str(EXAMPLES / "general_train.jsonl")
 
     config.targets = ConfigDict()
+    # Who writes question-answer pairs about the contexts: "none" (only those that the file brings) or "local" (the
+    # model itself, through its chat template; see `generator` below).
+    config.targets.generator = "none"
     config.targets.qa_per_context = 0  # QA pairs per context; 0 means all that the file brings
     # A student copies its teacher's mistakes: leave out the pairs whose answer the teacher, with the context
     # in view, finds less likely than this (geometric mean over the answer's tokens). 0 keeps all.
@@ -63,6 +66,21 @@ def get_config(arg: str = "") -> ConfigDict:
     # Whether the teacher reads a context before unrelated text (published: yes). False makes the term
     # exactly "stay what you were".
     config.targets.unrelated_context = False
+
+    # How pairs are written; WORKDIR/pairs.jsonl grows as they arrive.
+    config.generator = ConfigDict()
+    config.generator.pairs_per_context = 40  # no further round for a context that has as many
+    config.generator.rounds = 3  # later rounds are told the questions there are
+    config.generator.replies = 8  # sampled per context and round, shared among the kinds by weight
+    config.generator.pairs_per_reply = 6  # what a prompt asks for
+    config.generator.reply_tokens = 256  # a longer reply is cut off
+    config.generator.temperature = 0.7
+    config.generator.top_p = 0.95
+    config.generator.prompts = ""  # a file of the form of selfparam_jax/question_prompts.toml; "" is that file
+    config.generator.kinds = ()  # only these of its kinds; () means all
+    config.generator.answer_shape = "any"  # keep only answers that are "short" (up to six words) or a "sentence"
+    config.generator.least_support = 0.6  # share of an answer's words that must stand in the context
+    config.generator.duplicate_threshold = 90.0  # questions as alike as this (of 100) are one question
 
     config.lora = ConfigDict()
     config.lora.rank = 8

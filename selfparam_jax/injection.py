@@ -5,6 +5,7 @@ It stops and resumes at any step: the teacher's states and the checkpoints lie i
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import signal
 import time
@@ -20,6 +21,7 @@ from selfparam_jax import files, hub, targets, teacher, trainer
 from selfparam_jax import mesh as meshes
 from selfparam_jax.checkpoint import Checkpoints
 from selfparam_jax.contexts import Context
+from selfparam_jax.generator import GeneratorConfig
 from selfparam_jax.lora import LoraConfig, init_lora
 from selfparam_jax.model import Decoder, head_weight
 from selfparam_jax.prompts import Prompt
@@ -43,6 +45,7 @@ class Settings:
     remat: bool
     prompt: str
     targets: targets.TargetConfig
+    generator: GeneratorConfig
     lora: LoraConfig
     train: trainer.TrainConfig
     checkpoint_every: int
@@ -159,7 +162,8 @@ def inject(run: Run, contexts: Sequence[Context], directory: pathlib.Path, label
             len(sentences), steps, settings.train.batch_rows, settings.train.row_length, 100 * plan.fill, teacher_s,
         )  # fmt: skip
         optimizer = trainer.make_optimizer(settings.train, steps)
-        state = jax.device_put(trainer.init_state(fresh_adapter(run), optimizer), meshes.replicated(run.mesh))
+        state = jax.jit(trainer.init_state, static_argnames="optimizer")(fresh_adapter(run), optimizer=optimizer)
+        state = jax.device_put(state, meshes.replicated(run.mesh))
         if first:
             saved = checkpoints.restore(first, lora=state.lora, optimizer=state.opt_state)
             state = trainer.TrainState(saved["lora"], saved["optimizer"], put_step(run.mesh, first))
@@ -188,8 +192,13 @@ def put_step(mesh, step: int) -> jax.Array:
 
 def fresh_adapter(run: Run) -> dict:
     """The adapter that every injection starts from, on the mesh: a function of the seed."""
-    key = jax.random.fold_in(jax.random.key(run.settings.seed), 1)
-    return jax.device_put(init_lora(key, run.base.params, run.settings.lora), meshes.replicated(run.mesh))
+    drawn = _draw_adapter(run.base.params, run.settings.seed, run.settings.lora)
+    return jax.device_put(drawn, meshes.replicated(run.mesh))
+
+
+@functools.partial(jax.jit, static_argnames=("seed", "config"))
+def _draw_adapter(params, seed, config):
+    return init_lora(jax.random.fold_in(jax.random.key(seed), 1), params, config)
 
 
 def read_teacher(run: Run, contexts: Sequence[Context], directory: pathlib.Path):
@@ -224,7 +233,8 @@ class Watch:
     """Progress bar, metrics.jsonl and running totals of one training run."""
 
     def __init__(self, run, plan, first, done, path, label):
-        self._rate = trainer.learning_rate_schedule(run.settings.train, plan.steps)
+        # Compiled: one program in place of one for every operation of the schedule.
+        self._rate = jax.jit(trainer.learning_rate_schedule(run.settings.train, plan.steps))
         self.train_s, self.sentence_tokens = done["train_s"], done["sentence_tokens"]
         self._label, self._plan, self._first, self._path = label, plan, first, path
 

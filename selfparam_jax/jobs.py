@@ -15,11 +15,13 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from selfparam_jax import backend, evaluate, files, hub, report, targets, trainer, weights
 from selfparam_jax import mesh as meshes
 from selfparam_jax.checkpoint import Checkpoints
 from selfparam_jax.contexts import Context, Question, load_contexts, load_texts
+from selfparam_jax.generator import GeneratorConfig, LocalWriter, Writer, write_pairs
 from selfparam_jax.injection import DTYPES, Run, Settings, fresh_adapter, inject, make_targets
 from selfparam_jax.lora import LoraConfig, merge_lora_lazily
 from selfparam_jax.packing import check_sizes
@@ -39,7 +41,9 @@ def read_settings(config) -> Settings:
     ):
         if value not in allowed:
             raise ValueError(f"{name} = {value!r}, expected one of {allowed}")
-    train = config.train.to_dict()
+    wanted, train = config.targets.to_dict(), config.train.to_dict()
+    generator_name = wanted.pop("generator")
+    generator_fields = {**config.generator, "kinds": tuple(config.generator.kinds)}
     checkpoint_every = train.pop("checkpoint_every")
     settings = Settings(
         job=config.job,
@@ -48,7 +52,8 @@ def read_settings(config) -> Settings:
         dtype=config.dtype,
         remat=config.remat,
         prompt=config.prompt,
-        targets=targets.TargetConfig(**config.targets),
+        targets=targets.TargetConfig(**wanted),
+        generator=GeneratorConfig(generator_name, **generator_fields, seed=config.seed),
         lora=LoraConfig(**{**config.lora, "targets": tuple(config.lora.targets)}),
         train=trainer.TrainConfig(**train, seed=config.seed),
         checkpoint_every=checkpoint_every,
@@ -72,11 +77,31 @@ def prepare(config, workdir: str) -> Run:
     recipe = {name: value for name, value in flatten(config.to_dict()).items() if "." in name}
     run = Run(settings, recipe, pathlib.Path(workdir), mesh, base, prompt, contexts, unrelated, general)
     check_lengths(run)
-    for together in [contexts] if settings.job == "batch" else [[context] for context in contexts]:
-        lengths = [len(prompt.head) + len(sentence.ids) for sentence in make_targets(run, together)]
-        check_sizes(lengths, settings.train.row_length)
+    writer = None
+    if settings.generator.generator == "none":
+        for together in [contexts] if settings.job == "batch" else [[context] for context in contexts]:
+            lengths = [len(prompt.head) + len(sentence.ids) for sentence in make_targets(run, together)]
+            check_sizes(lengths, settings.train.row_length)
+    else:
+        writer = LocalWriter(base.name, run.teacher, base.params, base.tokenizer, settings.generator)
     claim(run.workdir, config.to_dict(), base.fingerprint)
-    return run
+    return dataclasses.replace(run, contexts=contexts_with_pairs(run, writer)) if writer else run
+
+
+def contexts_with_pairs(run: Run, writer: Writer) -> list[Context]:
+    """The contexts with the pairs that a model writes about them; kept in pairs.jsonl."""
+    config = run.settings.generator
+    with tqdm(total=config.rounds * len(run.contexts), desc="pairs", unit="context") as bar:
+        written = write_pairs(run.contexts, writer, config, run.workdir / "pairs.jsonl", bar.update)
+
+    def fits(pair) -> bool:
+        sentence = run.prompt.question(pair.question) + run.prompt.answer(pair.answer)
+        return len(run.prompt.head) + len(sentence) <= run.settings.train.row_length
+
+    kept = [dataclasses.replace(context, qa_pairs=tuple(filter(fits, context.qa_pairs))) for context in written]
+    pairs, left = (sum(len(context.qa_pairs) for context in contexts) for contexts in (written, kept))
+    logging.info("%d pairs for %d contexts; %d left out as longer than a row", pairs, len(kept), pairs - left)
+    return kept
 
 
 def check_lengths(run: Run) -> None:

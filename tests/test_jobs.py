@@ -393,4 +393,5 @@ def test_configurations_fill_every_field(config):
     settings = jobs.read_settings(config)
     for section, made in (("targets", settings.targets), ("lora", settings.lora), ("train", settings.train)):
         wanted = set(vars(made)) - {"seed"}
-        assert set(config[section]) - {"checkpoint_every"} == wanted
+        assert set(config[section]) - {"checkpoint_every", "generator"} == wanted
+    assert set(config.generator) == set(vars(settings.generator)) - {"seed", "generator"}

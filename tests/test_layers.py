@@ -10,8 +10,9 @@ PACKAGE = Path(__file__).parents[1] / "selfparam_jax"
 LAYERS = (
     "model files command backend",
     "lora packing prefix mesh checkpoint contexts prompts workdir",
+    "pairs",
     "weights objective generate",
-    "hub",
+    "hub generator",
     "targets",
     "teacher trainer evaluate",
     "baselines recommend report compare",

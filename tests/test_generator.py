@@ -1,0 +1,256 @@
+"""Pairs written by a model: units, the file that grows, what is kept, and our own decoding as the writer."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from selfparam_jax import files, generator
+from selfparam_jax.contexts import Context, QAPair
+from selfparam_jax.generator import GeneratorConfig, LocalWriter, Reply, choose, replies_per_kind, sift, write_pairs
+from selfparam_jax.model import Decoder
+from selfparam_jax.pairs import PromptKind
+
+CONTEXTS = [
+    Context("mill", "Mill", "The mill at Orrin was built in 1742 by Ana Bell. It has four wheels.", (), ()),
+    Context("lake", "Lake", "Lake Sorrel is 30 metres deep. Its water is green in May.", (), ()),
+]
+PROMPTS = """
+[facts]
+weight = 2.0
+answer_shape = "short"
+instruction = "FACTS {count}\\n{context}\\n\\nNot these:\\n{earlier}"
+
+[other]
+weight = 1.0
+answer_shape = "short"
+instruction = "OTHER {count}\\n{context}"
+
+[again]
+weight = 1.0
+answer_shape = "short"
+instruction = "AGAIN {count}\\n{context}\\n{pairs}"
+"""
+
+
+class Scripted:
+    """A writer that numbers its questions and remembers what it was asked; it can fail at one instruction."""
+
+    name = "scripted"
+
+    def __init__(self, fail_at=None):
+        self.asked, self._fail_at = [], fail_at
+
+    def write(self, instructions, counts, seed):
+        if len(self.asked) == self._fail_at:
+            raise RuntimeError("killed")
+        self.asked.append((instructions, counts, seed))
+        draw = np.random.default_rng(seed)
+        return [
+            [self._reply(instruction, draw) for _ in range(count)]
+            for instruction, count in zip(instructions, counts, strict=True)
+        ]
+
+    def _reply(self, instruction, draw):
+        words = draw.permutation(list("abcdefghijklmnopqrstuvwxyz"))[:5]
+        fact = "1742" if "Orrin" in instruction else "30 metres"
+        return Reply(f"Question: What about {' '.join(words)}?\nAnswer: {fact}", True)
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "prompts.toml"
+    path.write_text(PROMPTS)
+    return GeneratorConfig("local", pairs_per_context=100, rounds=2, replies=4, prompts=str(path))
+
+
+def questions(contexts):
+    return [[pair.question for pair in context.qa_pairs] for context in contexts]
+
+
+def test_rounds_kinds_and_what_they_are_told(config, tmp_path):
+    writer = Scripted()
+    found = write_pairs(CONTEXTS, writer, config, tmp_path / "pairs.jsonl")
+    # The first round has nothing to build on; the second has, and is told what there is.
+    shares = [
+        [(text.split()[0], count) for text, count in zip(texts, counts, strict=True)]
+        for texts, counts, _ in writer.asked
+    ]
+    assert shares == [[("FACTS", 3), ("OTHER", 1)]] * 2 + [[("FACTS", 2), ("OTHER", 1), ("AGAIN", 1)]] * 2
+    assert "Not these" not in writer.asked[0][0][0]
+    told = writer.asked[2][0][0]
+    assert sum(question in told for question in questions(found)[0]) == 4, "the four pairs of the first round"
+    assert "Lake Sorrel" not in told
+    assert "Answer: 1742" in writer.asked[2][0][2]
+    assert len({seed for *_, seed in writer.asked}) == 4
+    assert [len(context.qa_pairs) for context in found] == [8, 8]
+    assert {pair.answer for pair in found[0].qa_pairs} == {"1742"}
+    lines = files.read_lines(tmp_path / "pairs.jsonl")
+    assert sum("support" in line for line in lines) == 16 and all(line.get("support", 1) == 1 for line in lines)
+    units = [line["kinds"] for line in lines if "kinds" in line]
+    assert [sum(kind["kept"] for kind in unit.values()) for unit in units] == [4, 4, 4, 4]
+    assert list(units[2]) == ["facts", "other", "again"]
+
+
+@pytest.mark.parametrize("fail_at", [0, 1, 2, 3])
+def test_a_killed_run_goes_on_and_asks_nothing_twice(config, tmp_path, fail_at):
+    whole, path = Scripted(), tmp_path / "pairs.jsonl"
+    expected = write_pairs(CONTEXTS, whole, config, tmp_path / "whole.jsonl")
+    first, second = Scripted(fail_at), Scripted()
+    with pytest.raises(RuntimeError, match="killed"):
+        write_pairs(CONTEXTS, first, config, path)
+    with path.open("a") as file:  # what a kill in the middle of a write leaves
+        file.write(
+            json.dumps({"context": "mill", "digest": "x", "prompt": "facts", "round": 0, "question": "Q?"}) + "\n"
+        )
+        file.write('{"context": "mi')
+    assert write_pairs(CONTEXTS, second, config, path) == expected
+    assert first.asked + second.asked == whole.asked
+    without_time = [
+        [{k: v for k, v in line.items() if k != "seconds"} for line in files.read_lines(each)]
+        for each in (path, tmp_path / "whole.jsonl")
+    ]
+    assert without_time[0] == without_time[1]
+    third = Scripted()
+    assert write_pairs(CONTEXTS, third, config, path) == expected
+    assert third.asked == []
+
+
+def test_enough_is_enough_and_every_kind_has_its_share(config, tmp_path):
+    writer = Scripted()
+    few = dataclasses.replace(config, pairs_per_context=2, rounds=5)
+    found = write_pairs(CONTEXTS, writer, few, tmp_path / "pairs.jsonl")
+    assert len(writer.asked) == 2, "one round was enough"
+    assert [len(context.qa_pairs) for context in found] == [2, 2]
+    records = [
+        {"prompt": kind, "question": f"{kind}{n}", "answer": "x"}
+        for kind, m in (("a", 3), ("b", 1))
+        for n in range(m)
+    ]
+    assert [pair.question for pair in choose(records, 3)] == ["a0", "b0", "a1"]
+    assert [pair.question for pair in choose(records, 9)] == ["a0", "b0", "a1", "a2"]
+
+
+def test_given_pairs_stay_first_and_are_not_repeated(config, tmp_path):
+    one_kind = dataclasses.replace(config, kinds=("facts",))
+    made = write_pairs(CONTEXTS[:1], Scripted(), one_kind, tmp_path / "one.jsonl")[0].qa_pairs
+    given = (made[1], QAPair("How many wheels has the mill?", "four"))
+    context = dataclasses.replace(CONTEXTS[0], qa_pairs=given)
+    found = write_pairs([context], Scripted(), one_kind, tmp_path / "two.jsonl")[0].qa_pairs
+    assert found[:2] == given
+    assert len(set(found)) == len(found)
+    units = [line["kinds"] for line in files.read_lines(tmp_path / "two.jsonl") if "kinds" in line]
+    assert sum(unit["facts"]["duplicates"] for unit in units) == 1
+
+
+def test_a_changed_document_is_asked_about_anew(config, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    write_pairs(CONTEXTS, Scripted(), config, path)
+    changed = dataclasses.replace(CONTEXTS[0], context=CONTEXTS[0].context.replace("four", "five"))
+    writer = Scripted()
+    write_pairs([changed, CONTEXTS[1]], writer, config, path)
+    assert writer.asked and all("five wheels" in text for texts, *_ in writer.asked for text in texts)
+
+
+def test_other_settings_are_refused_by_name(config, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    write_pairs(CONTEXTS, Scripted(), config, path)
+    with pytest.raises(ValueError, match=r"other settings:\n  temperature: 0.7 there, 0.9 now"):
+        write_pairs(CONTEXTS, Scripted(), dataclasses.replace(config, temperature=0.9), path)
+    other = tmp_path / "others.toml"
+    other.write_text(PROMPTS.replace("FACTS", "TRUTHS"))
+    with pytest.raises(ValueError, match="instructions"):
+        write_pairs(CONTEXTS, Scripted(), dataclasses.replace(config, prompts=str(other)), path)
+
+
+def test_what_is_sifted_out_is_counted():
+    replies = [
+        Reply("Question: When was it built?\nAnswer: 1742\nQuestion: Who built it?\nAnswer: Carl Onno", True),
+        Reply("Q: When was it built?\nA: 1742\nQ: What has it?\nA: It has four big old wheels there now", True),
+        Reply("I do not know.", True),
+    ]
+    config = GeneratorConfig(answer_shape="short")
+    kept, counts = sift(replies, CONTEXTS[0].context, [], config)
+    assert kept == [(QAPair("When was it built?", "1742"), 1.0)]
+    assert counts == {"parsed": 4, "wrong_shape": 1, "unsupported": 1, "duplicates": 1, "kept": 1}
+    assert sift(replies, CONTEXTS[0].context, [QAPair("When was it built?", "1742")], config)[1]["kept"] == 0
+
+
+def test_replies_are_shared_by_weight():
+    kinds = [PromptKind(name, "", weight, "short") for name, weight in (("a", 3.0), ("b", 2.0), ("c", 1.0))]
+    assert replies_per_kind(kinds, 6) == {"a": 3, "b": 2, "c": 1}
+    assert replies_per_kind(kinds, 1) == {"a": 1, "b": 0, "c": 0}
+    for replies in range(1, 30):
+        assert sum(replies_per_kind(kinds, replies).values()) == replies
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"generator": "oracle"}, "targets.generator = 'oracle', expected one of none, local"),
+        ({"answer_shape": "long"}, "answer_shape = 'long'"),
+        ({"rounds": 0}, "rounds = 0"),
+        ({"temperature": 0.0}, "temperature"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        GeneratorConfig(**changes)
+
+
+def test_an_unknown_kind_is_refused(config, tmp_path):
+    with pytest.raises(ValueError, match=r"kinds = \['fact'\], expected some of facts, other, again"):
+        write_pairs(CONTEXTS, Scripted(), dataclasses.replace(config, kinds=("fact",)), tmp_path / "pairs.jsonl")
+
+
+# --- our own decoding ---------------------------------------------------------------------------------
+
+CHAT = (
+    "{{ bos_token }}{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.fixture
+def local(tiny_model):
+    """A tiny random model with a chat template, as the writer."""
+    tokenizer = tiny_model.tokenizer
+    before, tokenizer.chat_template = getattr(tokenizer, "chat_template", None), CHAT
+    config = GeneratorConfig("local", reply_tokens=12, temperature=1.5)
+    yield LocalWriter("tiny", Decoder(tiny_model.config), tiny_model.params, tokenizer, config)
+    tokenizer.chat_template = before
+
+
+def test_local_replies_are_decoded_together_and_follow_the_seed(local, monkeypatch):
+    calls, decode = [], generator.generate
+    monkeypatch.setattr(generator, "generate", lambda *args, **named: calls.append(args) or decode(*args, **named))
+    document = "Read this document about mills.\n"
+    both = local.write([document + "Ask A.", document + "Say B."], [3, 2], 7)
+    assert [len(replies) for replies in both] == [3, 2]
+    assert len({reply.text for replies in both for reply in replies}) == 5
+    assert local.write([document + "Ask A.", document + "Say B."], [3, 2], 7) == both
+    assert local.write([document + "Ask A.", document + "Say B."], [3, 2], 8) != both
+    # One call for all, and the document stands in the prefix, which is read once.
+    (_, _, prefix, rows, *_), *_ = calls
+    assert len(calls) == 3 and len(rows) == 5
+    assert document in local._chat.decode(prefix) and not any("mills" in local._chat.decode(row) for row in rows)
+    assert local._chat.decode((*prefix, *rows[0])) == f"user: {document}Ask A.\nassistant: "
+
+
+def test_one_instruction_alone(local):
+    assert [len(replies) for replies in local.write(["Ask."], [2], 0)] == [2]
+
+
+def test_a_reply_ends_at_the_end_of_its_turn(local, monkeypatch):
+    end = local._chat.end_ids[0]
+    word = list(local._chat.encode("fine"))
+    rows = [[*word, end, *word], word]
+    monkeypatch.setattr(generator, "generate", lambda *args, **named: rows)
+    assert local.write(["Ask."], [2], 0) == [[Reply("fine", True), Reply("fine", False)]]
+
+
+def test_a_model_without_a_chat_template_is_refused(tiny_model, monkeypatch):
+    monkeypatch.setattr(tiny_model.tokenizer, "chat_template", None)
+    with pytest.raises(ValueError, match="no chat template"):
+        LocalWriter("tiny", Decoder(tiny_model.config), tiny_model.params, tiny_model.tokenizer, GeneratorConfig())
