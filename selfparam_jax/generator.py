@@ -19,6 +19,7 @@ from selfparam_jax.contexts import Context, QAPair, digest
 from selfparam_jax.files import read_lines, write_lines
 from selfparam_jax.generate import Sampling, generate
 from selfparam_jax.model import Decoder
+from selfparam_jax.prefix import common_ids
 from selfparam_jax.prompts import Prompt
 
 GENERATORS = ("none", "local")
@@ -90,7 +91,7 @@ class LocalWriter:
         """For every instruction so many sampled replies; the seed decides what is drawn."""
         texts = [self._chat.head + self._chat.question(instruction) for instruction in instructions]
         # A row needs at least one token of its own to continue from.
-        shared = min(len(os.path.commonprefix(texts)), min(map(len, texts)) - 1)
+        shared = common_ids(texts)
         rows = [ids[shared:] for ids, count in zip(texts, counts, strict=True) for _ in range(count)]
         made = generate(
             self._model, self._variables, texts[0][:shared], rows, self._tokens, self._chat.end_ids,

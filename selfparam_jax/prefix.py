@@ -68,11 +68,16 @@ def split(length: int) -> list[int]:
     return [PIECE] * whole + ([REST if rest <= REST else PIECE] if rest else [])
 
 
-def common_length(texts: Sequence[Sequence[int]]) -> int:
-    """How many ids all texts begin with; 0 if that is too few, or if it would leave a text nothing of its own."""
+def common_ids(texts: Sequence[Sequence[int]]) -> int:
+    """How many ids all texts begin with, at most one less than the shortest has."""
     shortest, longest = min(texts), max(texts)  # in dictionary order: what these two share, all share
     same = next((n for n, (a, b) in enumerate(zip(shortest, longest, strict=False)) if a != b), len(shortest))
-    same = min(same, min(map(len, texts)) - 1)
+    return min(same, min(map(len, texts)) - 1)
+
+
+def common_length(texts: Sequence[Sequence[int]]) -> int:
+    """How many ids of all texts are worth reading apart, once: 0 if too few, or for a single text."""
+    same = common_ids(texts)
     return same if len(texts) > 1 and same >= LEAST_SHARED else 0
 
 
