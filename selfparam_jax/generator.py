@@ -24,6 +24,7 @@ from selfparam_jax.prompts import Prompt
 
 GENERATORS = ("none", "local")
 SHAPES = ("any", *qa.ANSWER_SHAPES)
+MOST_TOLD = 16  # pairs that a prompt names as known, the newest: it must not outgrow the document
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,8 +248,9 @@ def _do_unit(context: Context, turn: int, kinds, writer: Writer, config: Generat
     if not kinds:
         return
     began = time.perf_counter()
-    questions = [pair.question for pair in known]
-    instructions = [kind.render(context.context, config.pairs_per_reply, questions, known) for kind in kinds]
+    told = known[-MOST_TOLD:]
+    questions = [pair.question for pair in told]
+    instructions = [kind.render(context.context, config.pairs_per_reply, questions, told) for kind in kinds]
     seed = zlib.crc32(f"{config.seed} {_digest(context)} {turn}".encode())
     replies = writer.write(instructions, [counts[kind.name] for kind in kinds], seed)
     lines, by_kind = [], {}

@@ -144,6 +144,14 @@ def test_given_pairs_stay_first_and_are_not_repeated(config, tmp_path):
     assert sum(unit["facts"]["duplicates"] for unit in units) == 1
 
 
+def test_a_prompt_names_only_the_newest_pairs(config, tmp_path):
+    given = tuple(QAPair(f"What is number {n}?", str(n)) for n in range(100, 140))
+    writer = Scripted()
+    write_pairs([dataclasses.replace(CONTEXTS[0], qa_pairs=given)], writer, config, tmp_path / "pairs.jsonl")
+    for text in writer.asked[0][0][::2]:  # the kinds that are told questions, and pairs
+        assert [pair.question in text for pair in given] == [False] * 24 + [True] * 16
+
+
 def test_a_changed_document_is_asked_about_anew(config, tmp_path):
     path = tmp_path / "pairs.jsonl"
     write_pairs(CONTEXTS, Scripted(), config, path)
