@@ -76,6 +76,14 @@ def tiny_model(random_params):
 
 
 @pytest.fixture(scope="session")
+def model_dir(tmp_path_factory):
+    """The directory of a tiny random model, for jobs."""
+    directory = tmp_path_factory.mktemp("tiny-model")
+    tiny.save_checkpoint(directory, "gqa", max_position_embeddings=2048)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def default_model():
     """The embedded SmolLM2-135M-Instruct in float32; tests that use it are marked `default_model`."""
     try:

@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-import tiny
 
 from configs import base
 from selfparam_jax import files, generator, jobs
@@ -20,13 +19,6 @@ DOCUMENTS = [
     {"id": "lake", "context": "Lake Sorrel is 30 metres deep. Its water is green in May."},
 ]
 SAID = "Question: When was it {n}?\nAnswer: 1742\nQuestion: How deep is it {n}?\nAnswer: 30 metres\n"
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tiny-model")
-    tiny.save_checkpoint(directory, "gqa", max_position_embeddings=2048)
-    return directory
 
 
 @pytest.fixture

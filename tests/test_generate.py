@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,23 +12,6 @@ from selfparam_jax.model import EMPTY, SHARED, Decoder, KeyValues, apply_head, h
 from selfparam_jax.prefix import read_prefix, round_up
 
 NEW = 9
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def next_ids(model, variables, ids):
-    positions = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
-    hidden, _ = model.apply(variables, ids, positions, jnp.ones_like(ids))
-    return jnp.argmax(apply_head(hidden, head_weight(variables["params"])), axis=-1)
-
-
-def naive(model, variables, ids, new_tokens):
-    """Reads the whole text again for every token; what stands behind it cannot matter to a causal model."""
-    text = list(ids)
-    for _ in range(new_tokens):
-        row = np.zeros((1, 128), np.int32)
-        row[0, : len(text)] = text
-        text.append(int(next_ids(model, variables, row)[0, len(text) - 1]))
-    return text[len(ids) :]
 
 
 def texts(*lengths, seed=0):
@@ -62,7 +44,7 @@ def test_equals_reading_everything_again(tiny_model, variables, window, prefix_l
     model = Decoder(dataclasses.replace(tiny_model.config, sliding_window=window))
     prefix = PREFIX[:prefix_length]
     found = generate(model, variables, prefix, PROMPTS, NEW)
-    assert found == [naive(model, variables, prefix + prompt, NEW) for prompt in PROMPTS]
+    assert found == [tiny.continued(model, variables, prefix + prompt, NEW) for prompt in PROMPTS]
     assert len({tuple(answer) for answer in found}) == len(PROMPTS)
     assert len({token for answer in found for token in answer}) > 10  # not one token over and over
 
@@ -72,7 +54,7 @@ def test_with_an_adapter(tiny_model, variables, free):
     model = Decoder(tiny_model.config, lora_scale=config.scale)
     lora = jax.tree.map(lambda x: x + 0.05, init_lora(jax.random.key(0), tiny_model.params, config))
     found = generate(model, {**variables, "lora": lora}, PREFIX, PROMPTS[:2], NEW)
-    assert found == [naive(model, {**variables, "lora": lora}, PREFIX + p, NEW) for p in PROMPTS[:2]]
+    assert found == [tiny.continued(model, {**variables, "lora": lora}, PREFIX + p, NEW) for p in PROMPTS[:2]]
     assert found != free[:2]
 
 

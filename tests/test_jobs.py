@@ -37,13 +37,6 @@ DOCUMENTS = [
 TEXTS = [{"text": text} for text in ("The sky is wide and blue.", "Bread needs salt.", "Two and two are four.")]
 
 
-@pytest.fixture(scope="session")
-def model_dir(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tiny-model")
-    tiny.save_checkpoint(directory, "gqa", max_position_embeddings=2048)
-    return directory
-
-
 @pytest.fixture
 def config(model_dir, tmp_path):
     """A batch job of eight rows a step on the tiny model."""

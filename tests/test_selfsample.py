@@ -4,16 +4,13 @@ import dataclasses
 import functools
 import json
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 import tiny
 
 from selfparam_jax import selfsample
 from selfparam_jax.contexts import load_texts
 from selfparam_jax.generate import Sampling, generate
-from selfparam_jax.model import Decoder, apply_head, head_weight
+from selfparam_jax.model import Decoder
 from selfparam_jax.prompts import Prompt
 from selfparam_jax.selfsample import sample_texts, self_sampled
 
@@ -38,29 +35,12 @@ def prompt():
 # --- drawn by a model ----------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def next_ids(model, variables, ids):
-    positions = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
-    hidden, _ = model.apply(variables, ids, positions, jnp.ones_like(ids))
-    return jnp.argmax(apply_head(hidden, head_weight(variables["params"])), axis=-1)
-
-
-def naive(model, variables, text, count):
-    """The most likely continuation, everything read again for every token."""
-    text = list(text)
-    for _ in range(count):
-        row = np.zeros((1, 64), np.int32)
-        row[0, : len(text)] = text
-        text.append(int(next_ids(model, variables, row)[0, len(text) - 1]))
-    return text[-count:]
-
-
 @pytest.mark.parametrize("window", [None, 4])
 def test_what_follows_nothing_is_what_follows_the_row_alone(tiny_model, variables, window):
     model = Decoder(dataclasses.replace(tiny_model.config, sliding_window=window))
     rows = [[0], [0, 7, 30], [9, 5, 4, 40, 41, 42, 43]]
     found = generate(model, variables, selfsample._nothing_read(model), rows, 9)
-    assert found == [naive(model, variables, row, 9) for row in rows]
+    assert found == [tiny.continued(model, variables, row, 9) for row in rows]
     assert len({tuple(answer) for answer in found}) == 3
 
 
@@ -71,7 +51,7 @@ def test_texts_follow_the_head(model, variables):
     for first in (40, 41):
         prompt = Prompt("plain", tokenizer)
         prompt.head = (0, first)
-        made = naive(model, variables, prompt.head, 12)
+        made = tiny.continued(model, variables, prompt.head, 12)
         assert not set(made) & {*prompt.end_ids, 0}
         expected = prompt.decode(made).rstrip("\ufffd").strip()
         assert expected

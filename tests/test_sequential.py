@@ -11,7 +11,6 @@ import time
 import jax
 import numpy as np
 import pytest
-import tiny
 
 from configs import base
 from selfparam_jax import files, injection, jobs, rehearsal, sequential
@@ -21,13 +20,6 @@ from selfparam_jax.lora import merge_adapters
 from selfparam_jax.prompts import Prompt
 
 NAMES = ("ada", "bo", "cy")
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tiny-model")
-    tiny.save_checkpoint(directory, "gqa", max_position_embeddings=2048)
-    return directory
 
 
 @pytest.fixture

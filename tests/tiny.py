@@ -4,10 +4,15 @@ The weights are scaled so that every part of a block changes the logits: with Hu
 initialisation (0.02) all logits are nearly equal and a wrong model passes.
 """
 
+import functools
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from selfparam_jax.model import apply_head, head_weight
 
 SIZES = {
     "vocab_size": 272,
@@ -264,3 +269,20 @@ def benchmark(name: str):
     for flag in set(flags.FLAGS) - before:
         delattr(flags.FLAGS, flag)
     return module
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _next_ids(model, variables, ids):
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[1])[None], ids.shape)
+    hidden, _ = model.apply(variables, ids, positions, jnp.ones_like(ids))
+    return jnp.argmax(apply_head(hidden, head_weight(variables["params"])), axis=-1)
+
+
+def continued(model, variables, ids, new_tokens):
+    """Reads the whole text again for every token; what stands behind it cannot matter to a causal model."""
+    text = list(ids)
+    for _ in range(new_tokens):
+        row = np.zeros((1, 128), np.int32)
+        row[0, : len(text)] = text
+        text.append(int(_next_ids(model, variables, row)[0, len(text) - 1]))
+    return text[len(ids) :]
