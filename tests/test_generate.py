@@ -220,6 +220,28 @@ def test_the_most_likely_tokens_by_hand():
         assert [np.flatnonzero(row).tolist() for row in kept] == expected, top_p
 
 
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.9, 0.999999])
+def test_the_most_likely_tokens_are_those_that_sorting_finds(top_p):
+    random = np.random.default_rng(7)
+    ties = random.integers(-3, 3, (2, 5000)).astype(np.float32)  # many equal logits
+    far = np.float32(1e30) * random.standard_normal((1, 5000), dtype=np.float32)
+    near = np.float32(1e-40) * random.standard_normal((1, 5000), dtype=np.float32)  # denormal: all equally likely
+    usual = 4 * random.standard_normal((6, 5000), dtype=np.float32)
+    for logits in (usual, usual - 50, usual + 50, -ties, far, near):
+        kept = np.isfinite(np.asarray(_most_likely(jnp.asarray(logits), top_p)))
+        shares = np.exp(np.asarray(logits, np.float64) - logits.max(axis=-1, keepdims=True))
+        shares /= shares.sum(axis=-1, keepdims=True)
+        for row, share, mine in zip(logits, shares, kept, strict=True):
+            order = np.argsort(-row, kind="stable")
+            before = np.concatenate([[0.0], np.cumsum(share[order])[:-1]])
+            least = row[order][before < top_p].min()
+            # A token on the very border may fall to either side of it by rounding, and no other.
+            doubtful = np.abs(before - top_p) < 1e-6
+            differing = (row[order] >= least) != mine[order]
+            assert not (differing & ~np.isin(row[order], row[order][doubtful])).any()
+            assert mine[order[0]]
+
+
 @pytest.mark.parametrize("values", [{"temperature": 0.0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}])
 def test_impossible_sampling_is_refused(values):
     with pytest.raises(ValueError, match=next(iter(values))):
