@@ -34,6 +34,15 @@ def get_config(arg: str = "") -> ConfigDict:
     # Keep compiled programs from one run to the next (in the cache directory; JAX_COMPILATION_CACHE_DIR is honoured).
     config.compilation_cache = True
 
+    # The devices of all processes together: rows of a batch are split over data x fsdp, weights over fsdp x tensor.
+    # -1 is what the others leave. A run may go on with other sizes.
+    config.mesh = ConfigDict()
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+    # Of several processes: seconds without a finished step after which all end with a message; 0 waits for ever.
+    config.mesh.stall_limit_s = 1800.0
+
     # How context, question and answer become text: "plain", "worked" (plain, and a reader with context
     # sees four worked examples first; what small models need), "paper", or "chat".
     config.prompt = "worked"
@@ -53,6 +62,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # model itself) or "endpoint" (a server); see `generator` and `endpoint` below.
     config.targets.generator = "none"
     config.targets.qa_per_context = 0  # QA pairs per context; 0 means all
+    # A pair of the file that is longer than a training row: "refuse" the job, or "skip" the pair (with a count).
+    config.targets.long_pairs = "refuse"
     config.targets.qa_weight = 1.0  # factor of the loss on QA pairs; 0 leaves them out
     config.targets.answer_shape = "any"  # only pairs whose answer is "short" (up to six words) or a "sentence"
     # What becomes of a pair when the teacher, with the context in view, answers its question otherwise: "none"

@@ -15,6 +15,7 @@ from selfparam_jax.endpoint import EndpointWriter, check_key
 from selfparam_jax.generator import LocalWriter, Score, Writer, chosen_kinds, write_pairs
 from selfparam_jax.injection import Run, fitting_pairs, teacher_reader
 from selfparam_jax.likelihood import answer_likelihoods
+from selfparam_jax.processes import is_first, several
 from selfparam_jax.selfsample import sample_texts, self_sampled
 
 
@@ -26,6 +27,11 @@ def _local_writer(run: Run) -> LocalWriter:
 def check_writer(run: Run) -> None:
     """Raises ValueError if the configured model cannot be asked; nothing is sent or written."""
     chosen_kinds(run.settings.generator)
+    if several() and run.settings.generator.generator == "endpoint":
+        raise ValueError(
+            "targets.generator = 'endpoint' with several processes: every one of them would ask the server. Write "
+            "the pairs first (python -m selfparam_jax.targets) and give them as generator.file"
+        )
     if run.settings.generator.generator == "local":
         _local_writer(run)
     else:
@@ -64,7 +70,7 @@ def contexts_with_pairs(run: Run, path: pathlib.Path) -> list[Context]:
     config = run.settings.generator
     with (
         open_writer(run, path) as writer,
-        tqdm(total=config.rounds * len(run.contexts), desc="pairs", unit="context") as bar,
+        tqdm(total=config.rounds * len(run.contexts), desc="pairs", unit="context", disable=not is_first()) as bar,
     ):
         written = write_pairs(run.contexts, writer, config, path, bar.update, teacher_score(run))
     if run.base is None:  # nothing to measure lengths with

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from absl import logging
 
+from selfparam_jax.processes import end
+
 
 def _is_news(record: standard_logging.LogRecord) -> bool:
     """Our own log lines and everybody's warnings; libraries tell a lot about their insides."""
@@ -25,8 +27,8 @@ def run(function: Callable, *args):
         return function(*args)
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        end(130)
     except (ValueError, OSError, ArithmeticError) as error:
         logging.debug("traceback", exc_info=True)  # shown with --verbosity=1
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        end(1)

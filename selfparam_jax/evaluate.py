@@ -1,7 +1,7 @@
 """Question answering scores, and how far a model has drifted on text that has nothing to do with the contexts."""
 
 import collections
-import functools
+import dataclasses
 import re
 import string
 from collections.abc import Callable, Iterator, Sequence
@@ -136,14 +136,19 @@ def states_at(model: Decoder, variables: dict, input_ids, positions, segments, i
     return jnp.take_along_axis(hidden.reshape(1, -1, hidden.shape[-1]), index[:, :, None], axis=1)
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _drift_sums(model, before, after, input_ids, positions, segments, index, signal):
-    """(nll before, nll after, KL(before || after), count) summed over the rows' loss positions."""
-    head = head_weight(before["params"])
-    before, after = (states_at(model, each, input_ids, positions, segments, index) for each in (before, after))
-    kl = Signal(signal.used, teacher=before, weights=signal.supervision)
-    nll_before, count = chunked_loss(before, head, signal)
-    return nll_before, chunked_loss(after, head, signal)[0], chunked_loss(after, head, kl)[0], count
+read_states = jax.jit(states_at, static_argnames="model")
+
+
+@jax.jit
+def _nll(states, head, signal):
+    """(summed next-token loss, count) of states [1, N, D]."""
+    return chunked_loss(states, head, signal)
+
+
+@jax.jit
+def _kl(before, after, head, signal):
+    """Summed KL(before || after) of states [1, N, D]."""
+    return chunked_loss(after, head, Signal(signal.used, teacher=before, weights=signal.supervision))[0]
 
 
 def packed_texts(
@@ -174,34 +179,54 @@ def packed_texts(
         yield part, loss_positions(part)
 
 
-def measure_drift(
-    model: Decoder,
-    before: dict,
-    after: dict,
-    prompt: Prompt,
-    texts: Sequence[str],
-    row_length: int = 256,
-    rows_per_call: int = 2,
-) -> dict:
-    """Perplexity on general text before and after, and mean KL(before || after) per token.
+@dataclasses.dataclass(frozen=True)
+class General:
+    """General text as the base reads it, once for all models that are held against it.
 
-    The texts are read as `packed_texts` gives them.
+    parts: arrays of packed rows, the signal of their next tokens, and the base's states at these positions.
+    nll, count: summed next-token loss of the base, and the number of tokens.
+    """
+
+    parts: tuple[tuple, ...]
+    nll: float
+    count: float
+
+
+def read_general(
+    model: Decoder, base: dict, prompt: Prompt, texts: Sequence[str], row_length: int = 256, rows_per_call: int = 2
+) -> General:
+    """Reads texts as `packed_texts` gives them.
 
     Args:
-      before, after: variables of the model, {'params'} or {'params', 'lora'}, with the same (frozen) head.
+      base: variables of the model before, {'params'} or {'params', 'lora'}.
+    """
+    parts, sums, head = [], np.zeros(2), head_weight(base["params"])
+    for part, at in packed_texts(prompt, texts, row_length, rows_per_call):
+        signal = Signal(at.used, targets=at.targets, supervision=at.supervision)
+        arrays = (part.input_ids, part.positions, part.segments, at.index)
+        states = read_states(model, base, *arrays)
+        parts.append((arrays, signal, states))
+        sums += np.asarray(_nll(states, head, signal), np.float64)
+    return General(tuple(parts), *sums)
+
+
+def measure_drift(model: Decoder, general: General, after: dict) -> dict:
+    """Perplexity on general text before and after, and mean KL(before || after) per token.
+
+    Args:
+      general: how the base reads it.
+      after: variables of the model after, with the same (frozen) head.
 
     Returns:
       {"perplexity_before", "perplexity_after", "kl", "tokens"}.
     """
-    sums = np.zeros(4)
-    for part, at in packed_texts(prompt, texts, row_length, rows_per_call):
-        signal = Signal(at.used, targets=at.targets, supervision=at.supervision)
-        arrays = (part.input_ids, part.positions, part.segments, at.index, signal)
-        sums += np.asarray(_drift_sums(model, before, after, *arrays), np.float64)
-    nll_before, nll_after, kl, count = sums
+    sums, head = np.zeros(2), head_weight(after["params"])
+    for arrays, signal, before in general.parts:
+        states = read_states(model, after, *arrays)
+        sums += float(_nll(states, head, signal)[0]), float(_kl(before, states, head, signal))
     return {
-        "perplexity_before": float(np.exp(nll_before / count)),
-        "perplexity_after": float(np.exp(nll_after / count)),
-        "kl": float(kl / count),
-        "tokens": int(count),
+        "perplexity_before": float(np.exp(general.nll / general.count)),
+        "perplexity_after": float(np.exp(sums[0] / general.count)),
+        "kl": float(sums[1] / general.count),
+        "tokens": int(general.count),
     }

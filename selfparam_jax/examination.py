@@ -42,5 +42,4 @@ def evaluate_injected(run: Run, contexts: Sequence[Context], lora: dict) -> tupl
     answers = ask_everything(run, lora, contexts, with_context=False)
     if not run.general:
         return answers, {"perplexity_before": None, "perplexity_after": None, "kl": None}
-    before, after = variables_of(run, None), variables_of(run, lora)
-    return answers, evaluate.measure_drift(run.injected, before, after, run.prompt, run.general)
+    return answers, evaluate.measure_drift(run.injected, run.general_text, variables_of(run, lora))

@@ -1,4 +1,7 @@
-"""Files that are there whole or not at all: written under a temporary name, then renamed."""
+"""Files that are there whole or not at all: written under a temporary name, then renamed.
+
+Of several processes the first writes them, and all must call the same functions (`processes.written_by_first`).
+"""
 
 import contextlib
 import hashlib
@@ -10,10 +13,19 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from selfparam_jax.processes import written_by_first
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """A temporary name beside `path` that becomes `path` if the block succeeds and is removed if not."""
+    with written_by_first(path) as place, replacing_own(place) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def replacing_own(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """The same for a file that no other process has."""
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

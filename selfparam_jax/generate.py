@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from selfparam_jax.model import EMPTY, PADDING, SHARED, Decoder, KeyValues, apply_head, head_weight
+from selfparam_jax.model import EMPTY, PADDING, SHARED, Decoder, KeyValues, apply_head, head_weight, placed
 from selfparam_jax.prefix import Prefix, read_prefix, round_up
 
 PROMPT_BUCKET = 32
@@ -118,7 +118,8 @@ def _decode(
 ) -> tuple[jax.Array, jax.Array]:
     """Continuation [B, new_tokens] of prompts [B, T], and how many were made until all rows stopped."""
     batch, width = prompts.shape
-    head = head_weight(variables["params"])
+    prompts = placed(model.layout, prompts, "rows", None)
+    head = placed(model.layout, head_weight(variables["params"]), "vocabulary", None)
     last, cache = _read_prompts(model, variables, prefix, start, prompts, lengths, new_tokens)
 
     def pick(state, step):  # [B, D] -> [B]
@@ -152,7 +153,16 @@ def _decode(
 
     carry = (jnp.int32(1), first, cache, stops[first], tokens)
     made, _, _, _, tokens = lax.while_loop(unfinished, advance, carry)
-    return tokens, made
+    return placed(model.layout, tokens, None, None), made  # on every device: every process reads them
+
+
+def _padded(prompts, rows, width):
+    """Ids [rows, width] and lengths [rows]; what is missing are copies of the first, which stop when it does."""
+    filled = [*prompts, *[prompts[0]] * (rows - len(prompts))]
+    ids = np.zeros((rows, width), np.int32)
+    for row, prompt in enumerate(filled):
+        ids[row, : len(prompt)] = prompt
+    return ids, np.asarray([len(prompt) for prompt in filled], np.int32)
 
 
 def generate(
@@ -200,15 +210,13 @@ def generate(
     stops[list(stop_ids)] = True
     width = round_up(longest, PROMPT_BUCKET)
     answers: list[list[int]] = []
+    room = min(batch_size, len(prompts))
+    if model.layout is not None:  # every device gets as many rows
+        room = round_up(room, model.layout.row_shards)
     for begin in range(0, len(prompts), batch_size):
         chunk = prompts[begin : begin + batch_size]
-        # Rows are padded to the batch size with copies of the first: one shape, and they stop when it does.
-        rows = list(chunk) + [chunk[0]] * (min(batch_size, len(prompts)) - len(chunk))
-        padded = np.zeros((len(rows), width), np.int32)
-        for row, prompt in enumerate(rows):
-            padded[row, : len(prompt)] = prompt
-        lengths = np.asarray([len(prompt) for prompt in rows], np.int32)
-        numbers = np.arange(begin, begin + len(rows), dtype=np.int32)
+        padded, lengths = _padded(chunk, room, width)
+        numbers = np.arange(begin, begin + room, dtype=np.int32)
         tokens, made = _decode(
             model, variables, prefix.key_values, np.int32(prefix_length), padded, lengths, stops, numbers,
             np.uint32(seed), new_tokens, least_tokens, sampling,

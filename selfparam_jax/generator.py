@@ -25,6 +25,7 @@ from selfparam_jax.files import read_lines, write_lines
 from selfparam_jax.generate import Sampling, generate
 from selfparam_jax.model import Decoder
 from selfparam_jax.prefix import common_ids
+from selfparam_jax.processes import is_first
 from selfparam_jax.prompts import Prompt
 from selfparam_jax.question_prompts import FORMS, PromptKind, load_prompts
 from selfparam_jax.workdir import differences
@@ -192,10 +193,12 @@ class PairsFile:
     def append(self, unit: dict, pairs: Sequence[dict]) -> None:
         """Adds a finished unit with its pairs; on disk when this returns."""
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [*pairs, unit])
-        with self._lock, self._path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        with self._lock:
+            if is_first():
+                with self._path.open("a", encoding="utf-8", newline="\n") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
             self.units.add(_key(unit))
             self.pairs.setdefault(unit["digest"], []).extend(pairs)
 

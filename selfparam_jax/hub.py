@@ -18,18 +18,18 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import filelock
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 
 from selfparam_jax import weights
 from selfparam_jax.model import ModelConfig
+from selfparam_jax.sharding import parameter_shardings
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -43,8 +43,6 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 # transformers is imported where it is needed and advises everyone without PyTorch to get it; not needed here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-
-ShardingFor = Callable[[tuple[str, ...]], jax.sharding.Sharding]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +67,7 @@ class Pretrained:
 def load_pretrained(
     source: str,
     dtype: Any = jnp.float32,
-    sharding_for: ShardingFor | None = None,
+    mesh: Mesh | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> Pretrained:
     """Loads a model.
@@ -78,23 +76,24 @@ def load_pretrained(
       source: `DEFAULT_MODEL`, a `.gguf` file, a directory with config.json, weights and tokenizer, or a
         hub id `org/name`. An existing path wins over a hub id.
       dtype: of all parameters.
-      sharding_for: leaf path -> sharding; None means the first local device.
+      mesh: over which the parameters are laid out (`sharding.parameter_shardings`); None: the first local device.
       cache_dir: where downloads are kept; None means SELFPARAM_JAX_CACHE or the user's cache directory for
         the default model and the hub's own cache for hub ids.
 
     Raises:
-      ValueError: the source is no model, is damaged or not supported, or could not be downloaded.
+      ValueError: the source is no model, is damaged or not supported, does not fit the mesh, or could not be
+        downloaded.
     """
     path = Path(source).expanduser()
     if source == DEFAULT_MODEL:
-        return _load_gguf(default_model_file(cache_dir), DEFAULT_MODEL, dtype, sharding_for)
+        return _load_gguf(default_model_file(cache_dir), DEFAULT_MODEL, dtype, mesh)
     if path.suffix == ".gguf" and path.is_file():
-        return _load_gguf(path, path.stem, dtype, sharding_for)
+        return _load_gguf(path, path.stem, dtype, mesh)
     if path.is_dir():
-        return _load_directory(path, path.resolve().name, dtype, sharding_for)
+        return _load_directory(path, path.resolve().name, dtype, mesh)
     looks_like_file = path.suffix == ".gguf" or source.startswith((".", "~"))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source, re.ASCII) and not looks_like_file:
-        return _load_directory(_download_from_hub(source, cache_dir), source, dtype, sharding_for)
+        return _load_directory(_download_from_hub(source, cache_dir), source, dtype, mesh)
     raise ValueError(
         f"model {source!r} is not known: got neither an existing directory or .gguf file nor a hub id. "
         f"A model may be {DEFAULT_MODEL!r} (downloaded once), a path to a .gguf file, a directory with "
@@ -105,7 +104,7 @@ def load_pretrained(
 # --- directories and the hub --------------------------------------------------------------------------
 
 
-def _load_directory(directory: Path, name: str, dtype: Any, sharding_for: ShardingFor | None) -> Pretrained:
+def _load_directory(directory: Path, name: str, dtype: Any, mesh: Mesh | None) -> Pretrained:
     hf_config = _read_config(directory)
     config = weights.model_config_from_hf(hf_config)
     tokenizer = _read_tokenizer(directory)
@@ -118,16 +117,17 @@ def _load_directory(directory: Path, name: str, dtype: Any, sharding_for: Shardi
             f"{directory} has no weights: expected model.safetensors or pytorch_model.bin, or an index of "
             "either. Put them there; a .gguf file is given by its own path."
         )
-    return _assemble(name, source, config, hf_config, tokenizer, dtype, sharding_for)
+    return _assemble(name, source, config, hf_config, tokenizer, dtype, mesh)
 
 
-def _assemble(name, source, config, hf_config, tokenizer, dtype, sharding_for) -> Pretrained:
+def _assemble(name, source, config, hf_config, tokenizer, dtype, mesh) -> Pretrained:
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
             f"model {name!r}: the tokenizer has {len(tokenizer)} tokens, expected at most vocab_size = "
             f"{config.vocab_size}, the rows of the embedding. Use the tokenizer of these weights."
         )
-    params = weights.load_params(source, config, dtype, sharding_for)
+    shardings = None if mesh is None else parameter_shardings(mesh, config)
+    params = weights.load_params(source, config, dtype, shardings)
     return Pretrained(name, config, params, tokenizer, hf_config, weights.fingerprint(source, config))
 
 
@@ -291,7 +291,7 @@ def _fetch_command(requirement: Path, folder: Path) -> list[str] | None:
 # --- GGUF ---------------------------------------------------------------------------------------------
 
 
-def _load_gguf(path: Path, name: str, dtype: Any, sharding_for: ShardingFor | None) -> Pretrained:
+def _load_gguf(path: Path, name: str, dtype: Any, mesh: Mesh | None) -> Pretrained:
     reader = weights.open_gguf(path)
     try:
         hf_config = gguf_config(reader)
@@ -300,7 +300,7 @@ def _load_gguf(path: Path, name: str, dtype: Any, sharding_for: ShardingFor | No
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     source = weights.GGUFSource(path, config, reader)
-    return _assemble(name, source, config, hf_config, tokenizer, dtype, sharding_for)
+    return _assemble(name, source, config, hf_config, tokenizer, dtype, mesh)
 
 
 def _metadata(reader: Any, key: str, default: Any = ...) -> Any:

@@ -6,6 +6,7 @@ It stops and resumes at any step: the teacher's states and the checkpoints lie i
 import contextlib
 import dataclasses
 import functools
+import itertools
 import pathlib
 import signal
 import time
@@ -27,6 +28,7 @@ from selfparam_jax.generator import GeneratorConfig
 from selfparam_jax.lora import LoraConfig, init_lora
 from selfparam_jax.model import Decoder, head_weight
 from selfparam_jax.pairs import answer_shape
+from selfparam_jax.processes import Watchdog, is_first, preempted, several
 from selfparam_jax.prompts import Prompt
 from selfparam_jax.rehearsal import Rehearsal
 from selfparam_jax.workdir import MetricsLog
@@ -78,6 +80,8 @@ class Settings:
     dtype: str
     remat: bool
     prompt: str
+    mesh: meshes.MeshConfig
+    stall_limit_s: float
     targets: targets.TargetConfig
     generator: GeneratorConfig
     endpoint: EndpointConfig | None
@@ -105,11 +109,16 @@ class Run:
 
     @property
     def teacher(self) -> Decoder:
-        return Decoder(self.base.config, DTYPES[self.settings.dtype])
+        return Decoder(self.base.config, DTYPES[self.settings.dtype], layout=meshes.layout_of(self.mesh))
 
     @property
     def injected(self) -> Decoder:
         return self.teacher.clone(lora_scale=self.settings.lora.scale)
+
+    @functools.cached_property
+    def general_text(self) -> evaluate.General:
+        """The general text as the base reads it: once for all that is measured against it."""
+        return evaluate.read_general(self.teacher, {"params": self.base.params}, self.prompt, self.general)
 
     @property
     def student(self) -> Decoder:
@@ -203,8 +212,18 @@ def fitting_pairs(run: Run, context: Context) -> Context:
 
 
 @contextlib.contextmanager
-def deferred_stop():
-    """Within it, Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once."""
+def deferred_stop(first: int):
+    """Within it, Ctrl-C and SIGTERM ask for a stop after the current step; a second Ctrl-C stops at once.
+
+    Several processes stop together when one of them gets a SIGTERM; JAX listens for it.
+
+    Args:
+      first: steps done before. What this gives must be called once after every further one.
+    """
+    if several():
+        steps = itertools.count(first + 1)
+        yield lambda: preempted(next(steps))
+        return
     asked: list[int] = []
 
     def on_signal(number, _):
@@ -280,7 +299,7 @@ def inject(
             step_function = functools.partial(lambda step, *given: step(*given, earlier.basis), step_function)
         data = trainer.batches(plan, signal, run.mesh, settings.targets.answer_supervision > 0, first)
         watch = Watch(run, plan, first, done, directory / "metrics.jsonl", label)
-        with watch, deferred_stop() as stop_requested:
+        with watch, deferred_stop(first) as stop_requested:
             state = trainer.fit(
                 state, base.params, step_function, data, jax.random.key(settings.seed), watch.on_metrics,
                 lambda step, state: checkpoints.save(step, state.lora, state.opt_state, watch.record()),
@@ -336,7 +355,11 @@ def read_teacher(
         signal = teacher.Online(reader, prefixes, sentences, first_slots)
     else:
         with tqdm(
-            total=sum(bool(s.loss_tokens) for s in sentences), desc="teacher", unit="sentence", leave=False
+            total=sum(bool(s.loss_tokens) for s in sentences),
+            desc="teacher",
+            unit="sentence",
+            leave=False,
+            disable=not is_first(),
         ) as bar:
             signal = teacher.teacher_store(reader, prefixes, sentences, directory / "teacher", progress=bar.update)
     least = run.settings.targets.least_confidence
@@ -359,21 +382,28 @@ class Watch:
     """Progress bar, metrics.jsonl and running totals of one training run."""
 
     def __init__(self, run, plan, first, done, path, label):
+        self._watchdog = Watchdog(run.workdir, run.settings.stall_limit_s)
         self._rate = trainer.learning_rate_schedule(run.settings.train, plan.steps)
         self.train_s, self.sentence_tokens = done["train_s"], done["sentence_tokens"]
         self._label, self._plan, self._first, self._path = label, plan, first, path
 
     def __enter__(self):
         self._log = MetricsLog(self._path, self._first)
-        self._bar = tqdm(total=self._plan.steps, initial=self._first, desc=self._label or "train", unit="step")
+        self._watchdog.__enter__()
+        self._bar = tqdm(
+            total=self._plan.steps, initial=self._first, desc=self._label or "train", unit="step",
+            disable=not is_first(),
+        )  # fmt: skip
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *raised):
+        self._watchdog.__exit__(*raised)
         self._bar.close()
         self._log.close()
 
     def on_metrics(self, step: int, values: dict) -> None:
         """One line and one tick per step."""
+        self._watchdog.alive(step)
         tokens = self._plan.sentence_tokens(step - 1)
         self.train_s += values["seconds"]
         self.sentence_tokens += tokens

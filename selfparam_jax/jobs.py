@@ -38,18 +38,30 @@ from selfparam_jax.contexts import Context, Question, load_texts
 from selfparam_jax.endpoint import EndpointConfig
 from selfparam_jax.examination import ask_everything, evaluate_injected, measure_bounds
 from selfparam_jax.generator import GeneratorConfig, read_written, sift, with_written_pairs, written_about
-from selfparam_jax.injection import DTYPES, Run, SequentialConfig, Settings, fresh_adapter, inject, make_targets
+from selfparam_jax.injection import (
+    DTYPES,
+    Run,
+    SequentialConfig,
+    Settings,
+    fitting_pairs,
+    fresh_adapter,
+    inject,
+    make_targets,
+)
 from selfparam_jax.inspection import inspect_pairs
 from selfparam_jax.ledger import Ledger
 from selfparam_jax.lora import LoraConfig, merge_adapters_lazily
 from selfparam_jax.packing import check_sizes
+from selfparam_jax.processes import check_shared, written_by_first
 from selfparam_jax.prompts import Prompt
 from selfparam_jax.workdir import claim, flatten
 
 SYSTEMS = ("base_q", "base_cq", "injected")
 # How a server is asked does not change what it answers: these may differ when a job goes on.
 _HOW_TO_ASK = "base_url key_variable concurrency retries timeout_s budget price_in price_out token_budget"
-FREE = tuple(f"endpoint.{name}" for name in _HOW_TO_ASK.split())
+# Nor does where it runs.
+_WHERE = ("mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.stall_limit_s")
+FREE = (*(f"endpoint.{name}" for name in _HOW_TO_ASK.split()), *_WHERE)
 SELF = "self"  # config.unrelated: the model draws the texts itself
 
 
@@ -68,6 +80,8 @@ def read_settings(config) -> Settings:
     generator_fields = {**config.generator, "kinds": tuple(config.generator.kinds)}
     server = {**config.endpoint, "omit": tuple(config.endpoint.omit)}
     checkpoint_every = train.pop("checkpoint_every")
+    sizes = config.mesh.to_dict()
+    stall_limit_s = sizes.pop("stall_limit_s")
     settings = Settings(
         job=config.job,
         seed=config.seed,
@@ -75,6 +89,8 @@ def read_settings(config) -> Settings:
         dtype=config.dtype,
         remat=config.remat,
         prompt=config.prompt,
+        mesh=meshes.MeshConfig(**sizes),
+        stall_limit_s=stall_limit_s,
         targets=targets.TargetConfig(**wanted),
         generator=GeneratorConfig(
             generator_name, **generator_fields, answer_shape=config.targets.answer_shape, seed=config.seed
@@ -110,13 +126,14 @@ def prepare(config, workdir: str) -> Run:
     unrelated = read_unrelated(config, settings)
     run = dataclasses.replace(load_run(config, settings, workdir), unrelated=unrelated)
     check_targets(run)
+    check_shared(run.workdir)
     claim(run.workdir, config.to_dict(), run.base.fingerprint, FREE)
     return run
 
 
 def load_run(config, settings: Settings, workdir: str) -> Run:
     """The contexts and the model, without what only training reads."""
-    mesh = meshes.make_mesh()
+    mesh = meshes.make_mesh(config=settings.mesh)
     meshes.check_rows(mesh, settings.train.batch_rows, "train.batch_rows")
     load = model_loader(settings, mesh)
     contexts = given_contexts(config, load)
@@ -129,6 +146,10 @@ def load_run(config, settings: Settings, workdir: str) -> Run:
     prompt = Prompt(settings.prompt, base.tokenizer)
     recipe = {name: value for name, value in flatten(config.to_dict()).items() if "." in name}
     run = Run(settings, recipe, pathlib.Path(workdir), mesh, base, prompt, contexts, [], general)
+    if settings.targets.long_pairs == "skip":
+        run = dataclasses.replace(run, contexts=[fitting_pairs(run, context) for context in contexts])
+        before, after = (sum(len(c.qa_pairs) for c in each) for each in (contexts, run.contexts))
+        logging.info("%d of %d pairs are longer than a row and left out", before - after, before)
     check_lengths(run)
     return run
 
@@ -146,9 +167,7 @@ def contexts_in_sequences(config: SequentialConfig, contexts: list[Context]) -> 
 
 def model_loader(settings: Settings, mesh) -> Callable[[], hub.Pretrained]:
     """Loads the model at the first call."""
-    return functools.cache(
-        lambda: hub.load_pretrained(settings.model, DTYPES[settings.dtype], lambda path: meshes.replicated(mesh))
-    )
+    return functools.cache(lambda: hub.load_pretrained(settings.model, DTYPES[settings.dtype], mesh))
 
 
 def read_unrelated(config, settings: Settings) -> list[str]:
@@ -197,7 +216,7 @@ def write_targets(config, path: str) -> dict:
     if settings.generator.generator == "none":
         settings = dataclasses.replace(settings, generator=dataclasses.replace(settings.generator, generator="local"))
     start_backend(config.compilation_cache)
-    mesh = meshes.make_mesh()
+    mesh = meshes.make_mesh(config=settings.mesh)
     load = model_loader(settings, mesh)
     contexts = given_contexts(config, load)
     needed = settings.generator.generator == "local" or settings.generator.teacher_scores
@@ -218,7 +237,7 @@ def write_targets(config, path: str) -> dict:
 def inspect_targets(config, path: str, count: int) -> str:
     """A readable sample of a pairs file: up to `count` pairs per configured context, with scores and verdicts."""
     settings = read_settings(config)
-    contexts = given_contexts(config, model_loader(settings, meshes.make_mesh()))
+    contexts = given_contexts(config, model_loader(settings, meshes.make_mesh(config=settings.mesh)))
     return inspect_pairs(contexts, read_written(path), settings.generator, count, settings.seed)
 
 
@@ -279,18 +298,19 @@ def write_results(run: Run, systems: dict, drift: dict, timing: dict, steps: int
 
 def export_merged(run: Run, adapters: Sequence[tuple[dict, float]]) -> None:
     """The merged model as a Hugging Face directory, WORKDIR/merged."""
-    target, temporary = run.workdir / "merged", run.workdir / ".merged.tmp"
-    if target.exists():
+    if (run.workdir / "merged").exists():
         return
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    dtype = DTYPES[run.settings.export_dtype]
-    merged = merge_adapters_lazily(run.base.params, adapters)
-    weights.save_safetensors(merged, run.base.config, temporary, dtype)
-    run.base.hf_config.dtype = run.settings.export_dtype
-    run.base.hf_config.save_pretrained(temporary)
-    run.base.tokenizer.save_pretrained(temporary)
-    temporary.rename(target)
+    with written_by_first(run.workdir / "merged") as target:
+        temporary = target.with_name(".merged.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        dtype = DTYPES[run.settings.export_dtype]
+        merged = merge_adapters_lazily(run.base.params, adapters)
+        weights.save_safetensors(merged, run.base.config, temporary, dtype)
+        run.base.hf_config.dtype = run.settings.export_dtype
+        run.base.hf_config.save_pretrained(temporary)
+        run.base.tokenizer.save_pretrained(temporary)
+        temporary.rename(target)
 
 
 def speed(train_s: float, sentence_tokens: int) -> float:

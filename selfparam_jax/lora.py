@@ -98,7 +98,7 @@ def merge_adapters_lazily(params: dict, adapters: Sequence[tuple[dict, float]]) 
 
 @dataclasses.dataclass(frozen=True)
 class LazyKernel:
-    """A merged kernel; `np.asarray` computes it. `parts` are (a, b, scale)."""
+    """A kernel that is merged when it is asked for. `parts` are (a, b, scale)."""
 
     kernel: jax.Array
     parts: tuple[tuple, ...]
@@ -107,8 +107,12 @@ class LazyKernel:
     def shape(self) -> tuple[int, ...]:
         return self.kernel.shape
 
+    def merged(self) -> jax.Array:
+        """The merged kernel, laid out like the base's."""
+        return _merge_now(self.kernel, self.parts)
+
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        return np.asarray(_merge_now(self.kernel, self.parts), dtype)
+        return np.asarray(self.merged(), dtype)
 
 
 @jax.jit

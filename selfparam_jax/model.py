@@ -11,6 +11,7 @@ the layers are stacked on a leading L axis and scanned over.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -251,6 +252,14 @@ def _low_rank_backward(residuals, gradient):
 low_rank_product.defvjp(_low_rank_forward, _low_rank_backward)
 
 
+Layout = Callable[..., jax.Array]  # (array, names of its axes) -> the array, laid out over devices
+
+
+def placed(layout: Layout | None, x: jax.Array, *names: str | None) -> jax.Array:
+    """`x` where a layout wants it, by the names of its axes (`mesh.RULES`); None leaves that to the compiler."""
+    return x if layout is None else layout(x, *names)
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, the mean of squares in float32."""
 
@@ -295,6 +304,7 @@ class Attention(nn.Module):
     config: ModelConfig
     lora_scale: float
     lora_dropout: float
+    layout: Layout | None
 
     @nn.compact
     def __call__(self, x, cos, sin, masks, past, deterministic):
@@ -306,9 +316,13 @@ class Attention(nn.Module):
             return layer(inputs, deterministic)
 
         batch, length, model_dim = x.shape
-        queries = project("q_proj", heads * head_dim, x).reshape(batch, length, heads, head_dim)
-        keys = project("k_proj", kv_heads * head_dim, x).reshape(batch, length, kv_heads, head_dim)
-        values = project("v_proj", kv_heads * head_dim, x).reshape(batch, length, kv_heads, head_dim)
+
+        def split_heads(name, count):
+            projected = project(name, count * head_dim, x).reshape(batch, length, count, head_dim)
+            return placed(self.layout, projected, "rows", None, "heads", None)
+
+        queries = split_heads("q_proj", heads)
+        keys, values = split_heads("k_proj", kv_heads), split_heads("v_proj", kv_heads)
         queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)
         # [B, K, T, H], as a cache keeps them: a step of decoding reads it without transposing it.
         keys, values = jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
@@ -323,6 +337,7 @@ class MLP(nn.Module):
     config: ModelConfig
     lora_scale: float
     lora_dropout: float
+    layout: Layout | None
 
     @nn.compact
     def __call__(self, x, deterministic):
@@ -332,7 +347,8 @@ class MLP(nn.Module):
 
         gate = project("gate_proj", self.config.intermediate_size, x)
         up = project("up_proj", self.config.intermediate_size, x)
-        return project("down_proj", x.shape[-1], jax.nn.silu(gate) * up)
+        inner = placed(self.layout, jax.nn.silu(gate) * up, "rows", None, "inner")
+        return project("down_proj", x.shape[-1], inner)
 
 
 class DecoderLayer(nn.Module):
@@ -342,18 +358,17 @@ class DecoderLayer(nn.Module):
     lora_scale: float
     lora_dropout: float
     deterministic: bool
+    layout: Layout | None
 
     @nn.compact
     def __call__(self, x, past, cos, sin, masks):
-        config = self.config
-        normed = RMSNorm(config.rms_norm_eps, name="input_layernorm")(x)
-        attended, key_values = Attention(config, self.lora_scale, self.lora_dropout, name="self_attn")(
-            normed, cos, sin, masks, past, self.deterministic
-        )
-        x = x + attended
-        normed = RMSNorm(config.rms_norm_eps, name="post_attention_layernorm")(x)
-        x = x + MLP(config, self.lora_scale, self.lora_dropout, name="mlp")(normed, self.deterministic)
-        return x, key_values
+        shared = self.config, self.lora_scale, self.lora_dropout, self.layout
+        normed = RMSNorm(self.config.rms_norm_eps, name="input_layernorm")(x)
+        attended, key_values = Attention(*shared, name="self_attn")(normed, cos, sin, masks, past, self.deterministic)
+        x = placed(self.layout, x + attended, "rows", None, None)
+        normed = RMSNorm(self.config.rms_norm_eps, name="post_attention_layernorm")(x)
+        x = x + MLP(*shared, name="mlp")(normed, self.deterministic)
+        return placed(self.layout, x, "rows", None, None), key_values
 
 
 class Decoder(nn.Module):
@@ -364,6 +379,7 @@ class Decoder(nn.Module):
       dtype: dtype of activations; matrix products accumulate in float32 whatever it is.
       remat: recompute each layer in the backward pass instead of keeping its activations.
       lora_scale, lora_dropout: alpha / rank and input dropout of the adapter, if one is given.
+      layout: where activations lie on several devices (`mesh.Layout`); None on one.
     """
 
     config: ModelConfig
@@ -371,6 +387,7 @@ class Decoder(nn.Module):
     remat: bool = False
     lora_scale: float = 1.0
     lora_dropout: float = 0.0
+    layout: Layout | None = None
 
     @nn.compact
     def __call__(
@@ -406,6 +423,8 @@ class Decoder(nn.Module):
                 (config.vocab_size, config.hidden_size),
             )
         x = jnp.take(embed["embedding"], input_ids, axis=0).astype(self.dtype)  # [B, T, D]
+        # As the table lies first, then as rows do: in one go the compiler would put all of it on every device.
+        x = placed(self.layout, placed(self.layout, x, "groups", None, "hidden"), "rows", None, None)
         cos, sin = rotary_angles(config, positions)
         masks = [
             visible(positions, segments, block.positions, block.segments, config.sliding_window) for block in past
@@ -419,10 +438,16 @@ class Decoder(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=config.num_hidden_layers,
-        )(config, self.lora_scale, self.lora_dropout, deterministic, name="layers")
+        )(config, self.lora_scale, self.lora_dropout, deterministic, self.layout, name="layers")
         x, (keys, values) = layers(x, [(block.keys, block.values) for block in past], cos, sin, masks)
         hidden = RMSNorm(config.rms_norm_eps, name="norm")(x)
-        return hidden, KeyValues(keys, values, positions, segments)
+        return hidden, place_keys(self.layout, KeyValues(keys, values, positions, segments))
+
+
+def place_keys(layout: Layout | None, read: KeyValues) -> KeyValues:
+    """Keys and values split over heads and, where there are several rows, over rows."""
+    keys, values = (placed(layout, x, None, "rows", "heads", None, None) for x in (read.keys, read.values))
+    return read.replace(keys=keys, values=values)
 
 
 def head_weight(params: dict) -> jax.Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from selfparam_jax.model import EMPTY, SHARED, Decoder, KeyValues
+from selfparam_jax.model import EMPTY, SHARED, Decoder, KeyValues, place_keys, placed
 
 CACHE_UNIT = 256  # caches hold REST positions, or 1, 1.5, 2, 3, 4, 6, 8, ... times as many as this
 PIECE = 256  # tokens read in one call
@@ -93,7 +93,8 @@ def _read_piece(model, variables, cache, input_ids, length, at):
         lax.dynamic_update_slice_in_dim(cache.positions, positions, at, axis=1),
         lax.dynamic_update_slice_in_dim(cache.segments, segments, at, axis=1),
     )
-    return hidden[0], cache
+    # On every device: every process reads the states.
+    return placed(model.layout, hidden[0], None, None), place_keys(model.layout, cache)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "size"))
@@ -102,20 +103,22 @@ def _empty_cache(model, size):
     shape = (config.num_hidden_layers, 1, config.num_key_value_heads, size, config.head_dim)
     zeros = jnp.zeros(shape, model.dtype)
     positions = jnp.zeros((1, size), jnp.int32)
-    return KeyValues(zeros, jnp.zeros(shape, model.dtype), positions, jnp.full_like(positions, EMPTY))
+    empty = KeyValues(zeros, jnp.zeros(shape, model.dtype), positions, jnp.full_like(positions, EMPTY))
+    return place_keys(model.layout, empty)
 
 
-@functools.partial(jax.jit, static_argnames="size")
-def _resized_copy(cache, size):
+@functools.partial(jax.jit, static_argnames=("layout", "size"))
+def _resized_copy(layout, cache, size):
     """A cache of `size` positions that begins like this one (which stays as it is)."""
     missing = size - cache.positions.shape[1]
     wide = ((0, 0), (0, 0), (0, 0), (0, missing), (0, 0))
-    return KeyValues(
+    longer = KeyValues(
         jnp.pad(cache.keys, wide),
         jnp.pad(cache.values, wide),
         jnp.pad(cache.positions, wide[2:4]),
         jnp.pad(cache.segments, wide[2:4], constant_values=EMPTY),
     )
+    return place_keys(layout, longer)
 
 
 def _continue(model, variables, begun: Prefix | None, ids, size) -> Prefix:
@@ -124,7 +127,7 @@ def _continue(model, variables, begun: Prefix | None, ids, size) -> Prefix:
     pieces = split(len(ids) - start)
     # The last piece is written whole, padding included: there must be room for it.
     size = max(size, cache_size(start + sum(pieces)), begun.key_values.positions.shape[1] if begun else 0)
-    cache = _resized_copy(begun.key_values, size) if begun else _empty_cache(model, size)
+    cache = _resized_copy(model.layout, begun.key_values, size) if begun else _empty_cache(model, size)
     parts = list(begun.parts) if begun else []
     for piece in pieces:
         now = ids[start : start + piece]

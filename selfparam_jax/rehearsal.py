@@ -47,7 +47,7 @@ def keep_rehearsal(
     write_lines(
         directory / "sentences.jsonl", ({name: getattr(sentences[i], name) for name in fields} for i in chosen)
     )
-    states = np.asarray(teacher.take(np.asarray(slots, np.int64)), np.float32)
+    states = np.asarray(teacher.take_all(np.asarray(slots, np.int64)), np.float32)
     with replacing(directory / "states.npy") as temporary, temporary.open("wb") as file:
         np.save(file, states, allow_pickle=False)
 

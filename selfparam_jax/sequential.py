@@ -198,8 +198,7 @@ def examine(run: Run, model: hub.Pretrained, contexts: Sequence[Context]) -> dic
     likelihoods = question_log_likelihoods(teacher_reader(run, model), run.prompt, contexts)
     drift = {"perplexity_before": None, "perplexity_after": None, "kl": None}
     if run.general:
-        base = {"params": run.base.params}
-        drift = evaluate.measure_drift(run.teacher, base, variables, run.prompt, run.general)
+        drift = evaluate.measure_drift(run.teacher, run.general_text, variables)
     return {
         "f1": [_mean([answer["f1"] for answer in group]) for group in answers],
         "log_likelihood": [_mean(group) for group in likelihoods],

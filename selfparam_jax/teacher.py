@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import pathlib
+import shutil
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -20,8 +21,8 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
 
-from selfparam_jax.files import replacing
-from selfparam_jax.mesh import put_rows
+from selfparam_jax.files import replacing_own
+from selfparam_jax.mesh import agreed, fetch, put_rows, share_of, sum_of_shares
 from selfparam_jax.model import Decoder, KeyValues, apply_head
 from selfparam_jax.packing import NO_SLOT, Piece, Rows, fill_rows, first_fit_decreasing
 from selfparam_jax.prefix import Prefix, read_prefixes, round_up
@@ -39,7 +40,7 @@ class Reader:
       variables: {'params'}, or {'params', 'lora'} for a teacher that has learned something already.
       identity: what names these parameters: fingerprint of the base, digest of the adapter.
       head: the ids read before a sentence that has no context.
-      rows, row_length: shape of a packed call; `rows` a multiple of the mesh's data axis.
+      rows, row_length: shape of a packed call; `rows` a multiple of what the mesh splits rows into.
     """
 
     model: Decoder
@@ -61,7 +62,7 @@ def read_rows(reader: Reader, rows: Rows, past: tuple[KeyValues, ...], into: np.
     for begin in range(0, len(rows.input_ids), reader.rows):
         part = rows.take(slice(begin, begin + reader.rows))
         arrays = put_rows(reader.mesh, (part.input_ids, part.positions, part.segments))
-        states = np.asarray(_read_rows(reader.model, reader.variables, *arrays, past))
+        states = fetch(_read_rows(reader.model, reader.variables, *arrays, past))
         used = part.slots != NO_SLOT
         into[part.slots[used]] = states[used]
 
@@ -146,29 +147,45 @@ class Store:
     """Hidden states of all loss tokens of an injection, by slot: [slots, D] in several files.
 
     A context's slots are contiguous (`targets.first_slots`); its file is memory-mapped, or an array in memory.
+    Of several processes each holds a share of every context's.
     """
 
-    def __init__(self, parts: Sequence[np.ndarray]):
-        self._parts = list(parts)
-        self._starts = np.concatenate([[0], np.cumsum([len(part) for part in self._parts])]).astype(np.int64)
+    def __init__(self, parts: Sequence[np.ndarray], counts: Sequence[int] | None = None):
+        """Args:
+        parts: per context the states that this process holds.
+        counts: per context how many there are; None: all of them are here.
+        """
+        self._parts, self._shared = list(parts), counts is not None
+        counts = [len(part) for part in parts] if counts is None else counts
+        self._ends = np.cumsum([0, *counts])
+        begins = [share_of(count).start if self._shared else 0 for count in counts]
+        self._starts = self._ends[:-1] + np.asarray(begins, np.int64)  # slot of each part's first state
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return int(self._ends[-1])
 
     def with_states(self, states: np.ndarray) -> "Store":
-        """This store and after it other states [slots, D], in its dtype."""
-        dtype = self._parts[0].dtype if self._parts else states.dtype
-        return Store([*self._parts, states.astype(dtype)])
+        """This store and after it other states [slots, D], the same on every process, in its dtype."""
+        states = states.astype(self._parts[0].dtype if self._parts else states.dtype)
+        if not self._shared:
+            return Store([*self._parts, states])
+        return Store([*self._parts, states[share_of(len(states))]], [*np.diff(self._ends), len(states)])
 
     def take(self, slots: np.ndarray) -> np.ndarray:
-        """States [*slots.shape, D]; zeros where a slot is NO_SLOT."""
+        """States [*slots.shape, D]; zeros where a slot is NO_SLOT or another process holds it."""
         flat = np.asarray(slots).reshape(-1)
         found = np.zeros((len(flat), self._parts[0].shape[1]), self._parts[0].dtype)
-        owner = np.searchsorted(self._starts, flat, side="right") - 1
+        owner = np.searchsorted(self._ends, flat, side="right") - 1
         for part in np.unique(owner[flat != NO_SLOT]):
             mine = np.flatnonzero((owner == part) & (flat != NO_SLOT))
-            found[mine] = self._parts[part][flat[mine] - self._starts[part]]
+            at = flat[mine] - self._starts[part]
+            here = (at >= 0) & (at < len(self._parts[part]))
+            found[mine[here]] = self._parts[part][at[here]]
         return found.reshape(*np.shape(slots), found.shape[1])
+
+    def take_all(self, slots: np.ndarray) -> np.ndarray:
+        """As `take`, with what other processes hold; every process must call it with the same slots."""
+        return sum_of_shares(self.take(slots)) if self._shared else self.take(slots)
 
 
 def digest(reader: Reader, prefix: Sequence[int], sentences: Sequence[Sentence]) -> str:
@@ -179,7 +196,7 @@ def digest(reader: Reader, prefix: Sequence[int], sentences: Sequence[Sentence])
     what = {
         "format": FORMAT,
         "parameters": reader.identity,
-        "architecture": repr(reader.model.clone(remat=False)),
+        "architecture": repr(reader.model.clone(remat=False, layout=None)),
         "prefix": list(map(int, prefix)),
         "sentences": [[list(map(int, s.ids)), s.loss_tokens, s.start] for s in sentences],
     }
@@ -187,7 +204,7 @@ def digest(reader: Reader, prefix: Sequence[int], sentences: Sequence[Sentence])
 
 
 def _save(path: pathlib.Path, states: np.ndarray) -> None:
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with replacing_own(path) as temporary, open(temporary, "wb") as file:
         # .npy knows no bfloat16: its bits are kept as integers.
         np.save(file, states.view(np.uint16) if states.dtype == ml_dtypes.bfloat16 else states, allow_pickle=False)
 
@@ -224,17 +241,21 @@ def teacher_store(
       memory_limit: bytes up to which all states are held in memory; more are memory-mapped.
       progress: called with the number of sentences done after each context, if given.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    plan = {}
+    directory = _own_directory(directory)
+    plan, counts = {}, {}
     for context, members in context_groups(sentences).items():
         chosen = [sentences[i] for i in members]
         prefix = reader.head if context is None else prefixes[context]
         plan[context] = (directory / f"{digest(reader, prefix, chosen)}.npy", chosen)
+        counts[context] = sum(len(sentence.loss_tokens) for sentence in chosen)
 
-    def is_there(path, chosen) -> bool:
-        return _open(path, sum(len(s.loss_tokens) for s in chosen), reader) is not None
+    def open_part(context) -> np.ndarray | None:
+        share = share_of(counts[context])
+        return _open(plan[context][0], share.stop - share.start, reader)
 
-    missing = [context for context, entry in plan.items() if not is_there(*entry)]
+    # A context that one process has lost is read again by all of them: they can only read together.
+    there = agreed([open_part(context) is not None for context in plan])
+    missing = [context for context, has in zip(plan, there, strict=True) if not has]
     reading = read_prefixes(reader.model, reader.variables, [prefixes[c] for c in missing if c is not None])
     for context, (path, chosen) in plan.items():
         if context in missing:
@@ -242,16 +263,32 @@ def teacher_store(
                 states = read_without_context(reader, chosen)
             else:
                 states = read_context(reader, next(reading), chosen)
-            _save(path, states)
+            _save(path, states[share_of(len(states))])
         if progress:
             progress(len(chosen))
     wanted = {path for path, _ in plan.values()}
     for stray in [*directory.glob("*.npy"), *directory.glob(".*.npy.*.tmp")]:  # other states; what a kill cut off
         if stray not in wanted:
             stray.unlink()
-    parts = [_open(path, sum(len(s.loss_tokens) for s in chosen), reader) for path, chosen in plan.values()]
+    parts = [open_part(context) for context in plan]
     small = sum(part.nbytes for part in parts) <= memory_limit
-    return Store([np.array(part) for part in parts] if small else parts)
+    parts = [np.array(part) for part in parts] if small else parts
+    return Store(parts, list(counts.values()) if jax.process_count() > 1 else None)
+
+
+def _own_directory(directory: pathlib.Path) -> pathlib.Path:
+    """Where this process keeps its share: the directory itself for a single one, else a folder of its own in it.
+
+    Shares of another number of processes are of no use any more and are removed.
+    """
+    index, count = jax.process_index(), jax.process_count()
+    own = directory if count == 1 else directory / f"{index}-of-{count}"
+    own.mkdir(parents=True, exist_ok=True)
+    if index == 0:
+        for other in directory.glob("*-of-*"):
+            if not other.name.endswith(f"-of-{count}"):
+                shutil.rmtree(other)
+    return own
 
 
 class Online:
@@ -266,7 +303,12 @@ class Online:
         self._reader, self._prefixes, self._sentences, self._first = reader, prefixes, sentences, first
 
     def take(self, slots: np.ndarray) -> np.ndarray:
-        """States [*slots.shape, D]; zeros where a slot is NO_SLOT."""
+        """States [*slots.shape, D]; zeros where a slot is NO_SLOT, and on all processes but the first."""
+        found = self.take_all(slots)
+        return found if jax.process_index() == 0 else np.zeros_like(found)
+
+    def take_all(self, slots: np.ndarray) -> np.ndarray:
+        """States [*slots.shape, D] on every process; zeros where a slot is NO_SLOT."""
         reader = self._reader
         flat = np.asarray(slots).reshape(-1)
         order = np.argsort(self._first, kind="stable")
@@ -311,7 +353,7 @@ def answer_confidence(
     padding = -len(slots) % chunk
     slots = np.pad(np.asarray(slots, np.int64), (0, padding), constant_values=NO_SLOT).reshape(-1, chunk)
     wanted = np.pad(np.asarray(tokens, np.int32), (0, padding)).reshape(-1, chunk)
-    parts = [_log_probability(head, teacher.take(s), w) for s, w in zip(slots, wanted, strict=True)]
+    parts = [_log_probability(head, teacher.take_all(s), w) for s, w in zip(slots, wanted, strict=True)]
     log_probability = np.concatenate([*map(np.asarray, parts), np.zeros(0)]).astype(np.float64)
     ends = np.cumsum([0] + [len(sentence.loss_tokens) for sentence in sentences])
     spans = itertools.pairwise(ends)

@@ -14,10 +14,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from selfparam_jax.mesh import put_rows, replicated, split_rows
-from selfparam_jax.model import Decoder, head_weight
+from selfparam_jax.mesh import put_rows, put_rows_of_shares, replicated, shards, split_rows
+from selfparam_jax.model import Decoder, head_weight, placed
 from selfparam_jax.objective import DEFAULT_CHUNK, Signal, chunked_loss
 from selfparam_jax.packing import Piece, Rows, check_sizes, fill_rate, fill_rows, first_fit_decreasing, loss_positions
+from selfparam_jax.sharding import parameter_shardings
 from selfparam_jax.targets import Sentence
 
 
@@ -77,7 +78,7 @@ class Batch:
 
     Attributes:
       input_ids, positions, segments: int32 [B, T].
-      index: int32 [S, N], for each of S groups of rows (the devices of the data axis) where the loss looks,
+      index: int32 [S, N], for each of S groups of rows (as many as the mesh splits them into) where the loss looks,
         as positions within the group's rows laid end to end.
       signal: the teacher's states, targets and weights at these positions.
     """
@@ -101,7 +102,10 @@ class Teacher(Protocol):
     """Where the teacher's hidden states come from: `teacher.Store` or `teacher.Online`."""
 
     def take(self, slots: np.ndarray) -> np.ndarray:
-        """States [*slots.shape, D] of slots of any shape; zeros for NO_SLOT."""
+        """States [*slots.shape, D] of slots of any shape; zeros for NO_SLOT, and for what another process holds."""
+
+    def take_all(self, slots: np.ndarray) -> np.ndarray:
+        """The same with what other processes hold."""
 
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -203,7 +207,9 @@ def student_loss(lora, params, batch: Batch, dropout_key, model: Decoder, loss: 
     )
     flat = hidden.reshape(batch.index.shape[0], -1, hidden.shape[-1])  # [S, B / S * T, D]
     states = jnp.take_along_axis(flat, batch.index[:, :, None], axis=1)  # [S, N, D]
-    return chunked_loss(states, head_weight(params), batch.signal, loss.temperature, loss.chunk)
+    # Gathered once, before the loop over chunks: in it, every chunk would gather it again.
+    head = placed(model.layout, head_weight(params), "vocabulary", None)
+    return chunked_loss(states, head, batch.signal, loss.temperature, loss.chunk)
 
 
 def project_lora(lora: dict, basis: dict) -> dict:
@@ -278,7 +284,7 @@ def train_step(
 def compile_step(
     model: Decoder, optimizer, mesh: Mesh, loss: LossConfig = LossConfig(), orthogonal: bool = False
 ) -> Callable:
-    """`train_step` jitted over the mesh: rows split over `data`, everything else replicated, state donated.
+    """`train_step` jitted over the mesh: rows and weights split by its table, the adapter everywhere, state donated.
 
     With `orthogonal` it takes a basis as its last argument. Optimisers of one recipe share one program.
     """
@@ -289,7 +295,7 @@ def compile_step(
 def _compiled_step(model, update, mesh, loss, orthogonal) -> Callable:
     same, rows = replicated(mesh), split_rows(mesh)
     step = functools.partial(train_step, model=model, update=update, loss=loss)
-    given = (same, same, rows, same, *((same,) if orthogonal else ()))
+    given = (same, parameter_shardings(mesh, model.config), rows, same, *((same,) if orthogonal else ()))
     return jax.jit(step, in_shardings=given, out_shardings=(same, same), donate_argnums=0)
 
 
@@ -402,13 +408,17 @@ def make_batch(rows: Rows, teacher: Teacher | None, mesh: Mesh, supervised: bool
       teacher: None leaves the KL out (plain fine-tuning).
       supervised: whether any sentence has supervision; False leaves the next-token loss out.
     """
-    at = loss_positions(rows, mesh.shape["data"])
+    at = loss_positions(rows, shards(mesh, "rows"))
     signal = Signal(at.used)
     if teacher is not None:
-        signal = signal.replace(teacher=teacher.take(at.slots), weights=at.weights)
+        signal = signal.replace(weights=at.weights)
     if supervised:
         signal = signal.replace(targets=at.targets, supervision=at.supervision)
-    return put_rows(mesh, Batch(rows.input_ids, rows.positions, rows.segments, at.index, signal))
+    batch = put_rows(mesh, Batch(rows.input_ids, rows.positions, rows.segments, at.index, signal))
+    if teacher is None:
+        return batch
+    states = put_rows_of_shares(mesh, teacher.take(at.slots))
+    return batch.replace(signal=batch.signal.replace(teacher=states))
 
 
 def batches(plan: Plan, teacher: Teacher | None, mesh: Mesh, supervised: bool, first: int = 0) -> Iterator[Batch]:

@@ -7,8 +7,10 @@ slices, so a host reads only what its devices hold.
 
 import dataclasses
 import fnmatch
+import functools
 import hashlib
 import json
+import operator
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from selfparam_jax.files import replacing
+from selfparam_jax.lora import LazyKernel
+from selfparam_jax.mesh import fetch
 from selfparam_jax.model import ModelConfig, RopeScaling, rope_frequencies
 
 Index = tuple[slice, ...]
@@ -128,6 +132,7 @@ class Entry:
     hf_name, gguf_name: tensor names, with `{layer}` where the layers are stacked on our leading axis.
     transpose: the checkpoint holds [out, in] where we hold [in, out].
     shape: of our leaf, with the leading L where stacked.
+    axes: what the leaf's axes are called in `mesh.RULES`; None for one that is never split.
     """
 
     path: tuple[str, ...]
@@ -135,6 +140,7 @@ class Entry:
     gguf_name: str
     transpose: bool
     shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
 
     @property
     def stacked(self) -> bool:
@@ -158,32 +164,31 @@ def parameter_table(config: ModelConfig) -> tuple[Entry, ...]:
     layers, hidden, inner = config.num_hidden_layers, config.hidden_size, config.intermediate_size
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
-    vocabulary = (config.vocab_size, hidden)
-    entries = [
-        Entry(("embed_tokens", "embedding"), "model.embed_tokens.weight", "token_embd.weight", False, vocabulary)
-    ]
+    table = (config.vocab_size, hidden), ("vocabulary", "hidden")
+    entries = [Entry(("embed_tokens", "embedding"), "model.embed_tokens.weight", "token_embd.weight", False, *table)]
     for name, gguf in (("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm")):
         hf, gguf = f"model.layers.{{layer}}.{name}.weight", f"blk.{{layer}}.{gguf}.weight"
-        entries.append(Entry(("layers", name, "weight"), hf, gguf, False, (layers, hidden)))
+        entries.append(Entry(("layers", name, "weight"), hf, gguf, False, (layers, hidden), (None, None)))
     attention, mlp = config.attention_bias, config.mlp_bias
-    for block, name, gguf, size_in, size_out, bias in (
-        ("self_attn", "q_proj", "attn_q", hidden, queries, attention),
-        ("self_attn", "k_proj", "attn_k", hidden, keys, attention),
-        ("self_attn", "v_proj", "attn_v", hidden, keys, attention),
-        ("self_attn", "o_proj", "attn_output", queries, hidden, attention),
-        ("mlp", "gate_proj", "ffn_gate", hidden, inner, mlp),
-        ("mlp", "up_proj", "ffn_up", hidden, inner, mlp),
-        ("mlp", "down_proj", "ffn_down", inner, hidden, mlp),
+    for block, name, gguf, size_in, size_out, bias, axes in (
+        ("self_attn", "q_proj", "attn_q", hidden, queries, attention, ("hidden", "heads")),
+        ("self_attn", "k_proj", "attn_k", hidden, keys, attention, ("hidden", "heads")),
+        ("self_attn", "v_proj", "attn_v", hidden, keys, attention, ("hidden", "heads")),
+        ("self_attn", "o_proj", "attn_output", queries, hidden, attention, ("heads", "hidden")),
+        ("mlp", "gate_proj", "ffn_gate", hidden, inner, mlp, ("hidden", "inner")),
+        ("mlp", "up_proj", "ffn_up", hidden, inner, mlp, ("hidden", "inner")),
+        ("mlp", "down_proj", "ffn_down", inner, hidden, mlp, ("inner", "hidden")),
     ):
         hf, gguf = f"model.layers.{{layer}}.{block}.{name}", f"blk.{{layer}}.{gguf}"
         path = ("layers", block, name)
-        kernel = (layers, size_in, size_out)
-        entries.append(Entry((*path, "kernel"), f"{hf}.weight", f"{gguf}.weight", True, kernel))
+        kernel = (layers, size_in, size_out), (None, *axes)
+        entries.append(Entry((*path, "kernel"), f"{hf}.weight", f"{gguf}.weight", True, *kernel))
         if bias:
-            entries.append(Entry((*path, "bias"), f"{hf}.bias", f"{gguf}.bias", False, (layers, size_out)))
-    entries.append(Entry(("norm", "weight"), "model.norm.weight", "output_norm.weight", False, (hidden,)))
+            of_bias = (layers, size_out), (None, axes[1])
+            entries.append(Entry((*path, "bias"), f"{hf}.bias", f"{gguf}.bias", False, *of_bias))
+    entries.append(Entry(("norm", "weight"), "model.norm.weight", "output_norm.weight", False, (hidden,), (None,)))
     if not config.tie_word_embeddings:
-        entries.append(Entry(("lm_head", "weight"), "lm_head.weight", "output.weight", False, vocabulary))
+        entries.append(Entry(("lm_head", "weight"), "lm_head.weight", "output.weight", False, *table))
     return tuple(entries)
 
 
@@ -414,11 +419,18 @@ class GGUFSource:
 # --- reading ------------------------------------------------------------------------------------------
 
 
+def put_leaf(tree: dict, entry: Entry, value: Any) -> None:
+    """Puts a value where an entry's leaf is."""
+    for key in entry.path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[entry.path[-1]] = value
+
+
 def load_params(
     source: Source,
     config: ModelConfig,
     dtype: Any,
-    sharding_for: Callable[[tuple[str, ...]], jax.sharding.Sharding] | None = None,
+    shardings: dict | None = None,
 ) -> dict:
     """Our parameter tree as jax.Arrays; each device's slice is read, and nothing else.
 
@@ -426,26 +438,18 @@ def load_params(
       source: where the tensors come from.
       config: architecture; must match the source exactly.
       dtype: of every leaf.
-      sharding_for: leaf path -> sharding; None puts everything on the first local device.
+      shardings: of every leaf, as a tree (`sharding.parameter_shardings`); None puts all on the first local device.
 
     Raises:
       ValueError: a tensor is missing, unexpected, mis-shapen or unreadable. NaN and inf are not looked for.
     """
     check_source(source, config)
-    if sharding_for is None:
-        single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-        def sharding_for(path):
-            return single
-
+    single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     tree: dict = {}
     for entry in parameter_table(config):
-        node = tree
-        for key in entry.path[:-1]:
-            node = node.setdefault(key, {})
-        node[entry.path[-1]] = jax.make_array_from_callback(
-            entry.shape, sharding_for(entry.path), _reader(source, entry, np.dtype(dtype))
-        )
+        sharding = single if shardings is None else functools.reduce(operator.getitem, entry.path, shardings)
+        read = _reader(source, entry, np.dtype(dtype))
+        put_leaf(tree, entry, jax.make_array_from_callback(entry.shape, sharding, read))
     return tree
 
 
@@ -509,20 +513,20 @@ def save_safetensors(
     directory, dtype = Path(directory), np.dtype(dtype)
     directory.mkdir(parents=True, exist_ok=True)
     _check_tree(params, config)
-    shards = _plan_shards(config, dtype.itemsize, max_shard_bytes)
+    groups = _plan_shards(config, dtype.itemsize, max_shard_bytes)
     tensors = _hf_tensors(params, config, dtype)
     weight_map = {}
-    for number, names in enumerate(shards, 1):
+    for number, names in enumerate(groups, 1):
         file = "model.safetensors"
-        if len(shards) > 1:
-            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        if len(groups) > 1:
+            file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         content = dict(next(tensors) for _ in names)
         with replacing(directory / file) as temporary:
             save_file(content, temporary, metadata={"format": "pt"})
             temporary.chmod(0o644)  # safetensors keeps it to the owner, but a server may be another user
         weight_map.update(dict.fromkeys(names, file))
     index_path = directory / "model.safetensors.index.json"
-    if len(shards) == 1:
+    if len(groups) == 1:
         index_path.unlink(missing_ok=True)
         return
     total = sum(int(np.prod(entry.shape, dtype=np.int64)) for entry in parameter_table(config))
@@ -543,11 +547,6 @@ def _check_tree(params: dict, config: ModelConfig) -> None:
             raise ValueError(
                 f"parameter {'/'.join(path)} has shape {found[path].shape}, expected {shape}. "
                 "Check that the config belongs to these parameters."
-            )
-        if not getattr(found[path], "is_fully_addressable", True):
-            raise ValueError(
-                f"parameter {'/'.join(path)} is spread over several processes, expected all of it here. "
-                "Gather it first (jax.experimental.multihost_utils.process_allgather)."
             )
 
 
@@ -572,7 +571,7 @@ def _hf_tensors(params: dict, config: ModelConfig, dtype: np.dtype) -> Iterator[
         leaf = params
         for key in entry.path:
             leaf = leaf[key]
-        host = np.asarray(leaf)
+        host = fetch(leaf.merged()) if isinstance(leaf, LazyKernel) else fetch(leaf)
         for layer, name in enumerate(entry.hf_names()):
             values = host[layer] if entry.stacked else host
             yield name, np.ascontiguousarray((values.T if entry.transpose else values).astype(dtype))

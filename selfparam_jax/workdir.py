@@ -1,10 +1,12 @@
 """The work directory: which run it belongs to, and its running log of steps."""
 
 import json
+import os
 import pathlib
 from collections.abc import Collection
 
 from selfparam_jax.files import read_json, read_lines, write_json, write_lines
+from selfparam_jax.processes import is_first
 
 
 def flatten(tree: dict, prefix: str = "") -> dict:
@@ -71,7 +73,7 @@ class MetricsLog:
 
     def __init__(self, path: pathlib.Path, first: int):
         write_lines(path, [line for line in read_lines(path) if line["step"] <= first])
-        self._file = path.open("a", encoding="utf-8")
+        self._file = (path if is_first() else pathlib.Path(os.devnull)).open("a", encoding="utf-8")
 
     def write(self, record: dict) -> None:
         """Appends one line; readable at once."""

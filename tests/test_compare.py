@@ -251,9 +251,9 @@ def test_divergences_by_hand(tiny_model):
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-7)
     assert (np.diag(found) == 0).all()
     assert found[0, 2] != pytest.approx(found[2, 0], rel=0.1)
-    drift = evaluate.measure_drift(
-        model.clone(lora_scale=LORA.scale), everyone[0], {"params": tiny_model.params, "lora": lora}, prompt, TEXTS
-    )
+    general = evaluate.read_general(model, everyone[0], prompt, TEXTS)
+    learned = {"params": tiny_model.params, "lora": lora}
+    drift = evaluate.measure_drift(model.clone(lora_scale=LORA.scale), general, learned)
     assert (found[0, 1], tokens) == (pytest.approx(drift["kl"], rel=1e-4), drift["tokens"])
 
 

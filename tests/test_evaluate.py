@@ -16,6 +16,7 @@ from selfparam_jax.evaluate import (
     exact_match,
     measure_drift,
     normalize,
+    read_general,
     score_answer,
     short_answer,
     summarize,
@@ -213,7 +214,8 @@ def perturbed(tiny_model):
 def test_no_drift_of_a_model_from_itself(tiny_model):
     prompt = Prompt("plain", tiny_model.tokenizer)
     model, params = Decoder(tiny_model.config), tiny_model.params
-    found = measure_drift(model, {"params": params}, {"params": params}, prompt, TEXTS, ROW, 2)
+    general = read_general(model, {"params": params}, prompt, TEXTS, ROW, 2)
+    found = measure_drift(model, general, {"params": params})
     assert found["kl"] == 0.0
     assert found["perplexity_before"] == found["perplexity_after"] > 1.0
     ids, start = drift_ids(prompt)
@@ -241,7 +243,8 @@ def test_drift_by_hand(tiny_model, perturbed):
     before, merged = {"params": tiny_model.params}, {"params": perturbed}
     unmerged = before | {"lora": adapter(tiny_model)}
     for rows_per_call, after in ((1, merged), (4, merged), (4, unmerged)):
-        found = measure_drift(model.clone(lora_scale=LORA.scale), before, after, prompt, TEXTS, ROW, rows_per_call)
+        general = read_general(model, before, prompt, TEXTS, ROW, rows_per_call)
+        found = measure_drift(model.clone(lora_scale=LORA.scale), general, after)
         assert found["tokens"] == count
         assert found["kl"] == pytest.approx(kl / count, rel=1e-4)
         assert found["kl"] > 0.01
@@ -262,5 +265,6 @@ def test_perplexity_equals_torch(from_hf):
         targets = torch.tensor(row)
         losses.append(torch.nn.functional.cross_entropy(logits[start:-1], targets[start + 1 :], reduction="none"))
     expected = torch.cat(losses).mean().exp().item()
-    found = measure_drift(Decoder(config), {"params": params}, {"params": params}, prompt, TEXTS, ROW)
+    general = read_general(Decoder(config), {"params": params}, prompt, TEXTS, ROW)
+    found = measure_drift(Decoder(config), general, {"params": params})
     assert found["perplexity_before"] == pytest.approx(expected, rel=1e-4)

@@ -285,6 +285,7 @@ def misshape_weights(config, tmp_path):
     config.model = str(directory)
 
 
+LONG = {"question": "What is said?", "answer": "word " * 200}
 BAD = {
     "missing file": (change("contexts", "nowhere.jsonl"), "nowhere.jsonl"),
     "empty file": (contexts_file(""), "bad.jsonl"),
@@ -311,6 +312,10 @@ BAD = {
     "no epochs": (change("train.epochs", 0), r"train\.epochs = 0, expected more than 0"),
     "too few unrelated texts": (change("targets.unrelated_per_epoch", 4), "got 3 texts .* expected 4"),
     "more pairs than there are": (change("targets.qa_per_context", 9), "has 3 qa_pairs"),
+    "unknown way with long pairs": (change("targets.long_pairs", "cut"), "expected one of refuse, skip"),
+    "a long pair": (contexts_file(record(qa_pairs=[LONG])), "a row holds 128"),
+    "a mesh too large": (change("mesh.fsdp", 3), "does not fit 8 devices"),
+    "a mesh that does not divide": (change("mesh.tensor", 4), r"mesh\.tensor = 4 does not divide .* 1 or 2"),
     "nothing to learn": (contexts_file(record(qa_pairs=[])), "nothing to learn"),
 }
 
@@ -326,6 +331,15 @@ def test_bad_input_is_refused_and_nothing_is_written(config, tmp_path, case):
     assert not (tmp_path / "run").exists()
 
 
+def test_long_pairs_are_left_out_if_that_is_wanted(config, tmp_path):
+    contexts_file(record(qa_pairs=[LONG, *DOCUMENTS[0]["qa_pairs"]]) + record(id="long", qa_pairs=[LONG] * 2))(
+        config, tmp_path
+    )
+    config.targets.long_pairs = "skip"
+    run = jobs.prepare(config, str(tmp_path / "run"))
+    assert [len(context.qa_pairs) for context in run.contexts] == [len(DOCUMENTS[0]["qa_pairs"]), 0]
+
+
 def test_a_work_directory_of_another_configuration_is_refused(config, tmp_path):
     config.train.epochs = 1
     workdir = tmp_path / "run"
@@ -336,7 +350,10 @@ def test_a_work_directory_of_another_configuration_is_refused(config, tmp_path):
         jobs.run_job(config, str(workdir))
     config.lora.rank, config.endpoint.budget, config.endpoint.base_url = 8, 2.5, "http://elsewhere/v1"
     assert jobs.run_job(config, str(workdir)), "how a server is asked may change while a job goes on"
-    assert set(jobs.FREE) <= {f"endpoint.{name}" for name in config.endpoint}
+    config.mesh.data, config.mesh.fsdp = 2, 4
+    assert jobs.run_job(config, str(workdir)), "and so may the mesh"
+    sections = ("endpoint", "mesh")
+    assert set(jobs.FREE) <= {f"{section}.{name}" for section in sections for name in config[section]}
     config.endpoint.model = "another"
     with pytest.raises(ValueError, match=r"endpoint\.model: '' there, 'another' now"):
         jobs.run_job(config, str(workdir))

@@ -196,9 +196,9 @@ def test_reads_only_the_slices_of_its_devices(tmp_path, axis):
     plain = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*[None] * axis, "x"))
     source = Recording(weights.SafetensorsSource(tmp_path))
-    params = weights.load_params(
-        source, config, jnp.float32, lambda path: split if path[-2:] == ("gate_proj", "kernel") else plain
-    )
+    shardings = jax.tree.map(lambda _: plain, param_shapes(config))
+    shardings["layers"]["mlp"]["gate_proj"]["kernel"] = split
+    params = weights.load_params(source, config, jnp.float32, shardings)
     check_params(params, tensors, config)
     assert params["layers"]["mlp"]["gate_proj"]["kernel"].sharding == split
     reads = [(name, index) for name, index in source.reads if "gate_proj" in name]
@@ -226,9 +226,8 @@ def test_partly_replicated_leaf_is_read_once_for_each_part(tmp_path):
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("tensor"))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     source = Recording(weights.SafetensorsSource(tmp_path))
-    params = weights.load_params(
-        source, config, jnp.float32, lambda path: sharding if path[0] == "lm_head" else whole
-    )
+    shardings = jax.tree.map(lambda _: whole, param_shapes(config)) | {"lm_head": {"weight": sharding}}
+    params = weights.load_params(source, config, jnp.float32, shardings)
     check_params(params, tensors, config)
     reads = [index for name, index in source.reads if name == "lm_head.weight"]
     assert sorted(index[0].start for index in reads) == [0, 136]

@@ -227,8 +227,6 @@ def total_pair(records: Sequence[dict], norm: float, other_norm: float) -> dict:
 
 # --- distributions ------------------------------------------------------------------------------------
 
-_read = jax.jit(evaluate.states_at, static_argnames="model")
-
 
 @jax.jit
 def _kl_sums(states, heads, used):
@@ -264,7 +262,7 @@ def divergences(
     heads = tuple(head_weight(each["params"]) for each in variables)
     for rows, at in evaluate.packed_texts(prompt, list(texts)):
         arrays = (rows.input_ids, rows.positions, rows.segments, at.index)
-        states = tuple(_read(model, each, *arrays) for each in variables)
+        states = tuple(evaluate.read_states(model, each, *arrays) for each in variables)
         sums += np.asarray(_kl_sums(states, heads, at.used[0]), np.float64)
         count += int(at.used[0])
     # Never negative; in float32 the sum of two equal distributions' terms may be, by a hair.

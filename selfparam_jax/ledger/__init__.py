@@ -25,6 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 from selfparam_jax import files
 from selfparam_jax.lora import compose_lora, recompress_lora
+from selfparam_jax.processes import written_by_first
 from selfparam_jax.workdir import flatten
 
 ACTIVE, UNDONE = "active", "undone"
@@ -271,17 +272,18 @@ class Ledger:
 
 def write_adapter(directory: pathlib.Path, name: str, record: dict, arrays: dict[str, np.ndarray]) -> None:
     """A new directory with an adapter and its JSON, which appears whole or not at all; it may be there if empty."""
-    temporary = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # what a kill left
-    temporary.mkdir(parents=True)
-    try:
-        files.write_json(temporary / name, record)
-        with files.replacing(temporary / ADAPTER) as path:
-            save_file(arrays, path)
-            path.chmod(0o644)  # safetensors keeps it to the owner, but a server may be another user
-        os.replace(temporary, directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with written_by_first(directory) as place:
+        temporary = place.with_name(f".{place.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)  # what a kill left
+        temporary.mkdir(parents=True)
+        try:
+            files.write_json(temporary / name, record)
+            with files.replacing(temporary / ADAPTER) as path:
+                save_file(arrays, path)
+                path.chmod(0o644)  # safetensors keeps it to the owner, but a server may be another user
+            os.replace(temporary, place)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_composed(out: str | os.PathLike, ledger: Ledger, ids: Sequence[str], max_rank: int = 0) -> dict:

@@ -29,6 +29,7 @@ class TargetConfig:
 
     Attributes:
       qa_per_context: QA pairs used per context; 0 means all.
+      long_pairs: what becomes of a QA pair that is longer than a training row: "refuse" the job, or "skip" the pair.
       qa_weight: factor of the loss on QA pairs' tokens; 0 leaves the pairs out.
       answer_shape: only pairs whose answer is "short" (up to six words) or a "sentence"; "any" takes both.
       agreement, least_agreement: what becomes of pairs that the teacher answers otherwise (`agreement.py`); where
@@ -47,6 +48,7 @@ class TargetConfig:
     """
 
     qa_per_context: int = 0
+    long_pairs: str = "refuse"
     qa_weight: float = 1.0
     answer_shape: str = "any"
     agreement: str = "none"
@@ -77,6 +79,7 @@ class TargetConfig:
     def __post_init__(self):
         _ = self.token_weights
         for name, value, allowed in (
+            ("long_pairs", self.long_pairs, ("refuse", "skip")),
             ("tail_cut", self.tail_cut, TAIL_CUTS),
             ("answer_shape", self.answer_shape, SHAPES),
             ("agreement", self.agreement, AGREEMENTS),

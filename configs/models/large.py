@@ -1,0 +1,34 @@
+"""What the large models have in common."""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(model: str, job: str = "batch") -> ConfigDict:
+    """A job on a model of billions of parameters, on accelerators.
+
+    Args:
+      model: hub id or directory.
+      job: "batch" (also ""), "single" or "sequential".
+    """
+    if job not in ("", "batch", "single", "sequential"):
+        raise ValueError(f"got {job!r} after the colon, expected batch, single or sequential")
+    config = base.get_config()
+    config.job = job or "batch"
+    config.model = model
+    config.dtype = "bfloat16"
+    config.prompt = "paper"  # these read a context without worked examples
+    config.remat = True
+    config.mesh.data = 1
+    config.mesh.fsdp = -1
+    # The released recipe's rank and the rate of a larger model; the objective is the paper's.
+    config.lora.alpha = 32.0
+    config.targets.answer_supervision = 0.0
+    config.targets.unrelated_tokens = 256
+    config.train.learning_rate = 2e-4
+    config.train.batch_rows = 16
+    config.train.row_length = 512
+    config.train.loss_chunk = 256
+    config.eval.batch_size = 64
+    return config

@@ -1,0 +1,140 @@
+#!/usr/bin/env bash
+# Runs a job on a TPU pod slice of Google Cloud: creates it as a queued resource, installs, runs on all workers,
+# follows the log of the first, collects the results and deletes the slice.
+#
+#   launch/tpu_pod.sh [--dry-run] COMMAND [flags of selfparam_jax.main]
+#
+#   create    ask for the slice and wait until it is there
+#   install   copy this directory to every worker and install it
+#   run       start the job on every worker (in the background; safe to repeat: the job goes on from its checkpoint)
+#   logs      follow the first worker's log
+#   collect   copy the work directory from the first worker to ./results
+#   delete    give the slice back
+#   all       create, install, run and follow; after a preemption of a spot slice, once more from the beginning
+#
+# Settings, from the environment:
+#   NAME       of the slice (selfparam)          ZONE      (us-central1-a)
+#   TYPE       accelerator type (v5litepod-16)   VERSION   of its software (v2-alpha-tpuv5-lite)
+#   SPOT       1 for spot capacity (0)           PROJECT   (gcloud's default)
+#   WORKDIR    on storage that all workers share, e.g. a Filestore mount (required by run and collect)
+#   RETRIES    how often `all` begins again after a preemption (20)
+set -euo pipefail
+
+dry_run=false
+if [[ ${1:-} == --dry-run ]]; then
+  dry_run=true
+  shift
+fi
+command=${1:-}
+[[ $# -gt 0 ]] && shift
+name=${NAME:-selfparam}
+zone=${ZONE:-us-central1-a}
+type=${TYPE:-v5litepod-16}
+version=${VERSION:-v2-alpha-tpuv5-lite}
+spot=${SPOT:-0}
+retries=${RETRIES:-20}
+place=(--zone "$zone")
+[[ -n ${PROJECT:-} ]] && place+=(--project "$PROJECT")
+here=$(cd "$(dirname "$0")/.." && pwd)
+
+do_it() { # shows a command, and runs it unless this is a dry run
+  if $dry_run; then
+    printf '%q ' "$@" | sed 's/ $//'
+    echo
+  else
+    "$@"
+  fi
+}
+
+need_workdir() {
+  if [[ -z ${WORKDIR:-} ]]; then
+    echo "error: WORKDIR is not set; give a directory on storage that all workers share, e.g. WORKDIR=/mnt/share/run" >&2
+    exit 2
+  fi
+}
+
+on_workers() { # which, command
+  do_it gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" --worker="$1" --command="$2"
+}
+
+state() { gcloud compute tpus queued-resources describe "$name" "${place[@]}" --format='value(state.state)' 2>/dev/null || true; }
+
+create() {
+  local options=(--node-id="$name" --accelerator-type="$type" --runtime-version="$version")
+  [[ $spot == 1 ]] && options+=(--spot)
+  do_it gcloud compute tpus queued-resources create "$name" "${place[@]}" "${options[@]}"
+  $dry_run && return
+  until [[ $(state) == ACTIVE ]]; do
+    case $(state) in
+      FAILED | SUSPENDED | SUSPENDING)
+        echo "error: the queued resource $name is $(state); 'launch/tpu_pod.sh delete', then create it again" >&2
+        return 1
+        ;;
+    esac
+    sleep 30
+  done
+}
+
+install() {
+  local archive
+  archive=$($dry_run && echo /tmp/selfparam_jax.tar.gz || echo "$(mktemp -d)/selfparam_jax.tar.gz")
+  do_it tar --exclude=.git --exclude='*.egg-info' -czf "$archive" -C "$here" .
+  do_it gcloud compute tpus tpu-vm scp "$archive" "$name:selfparam_jax.tar.gz" "${place[@]}" --worker=all
+  on_workers all 'mkdir -p selfparam_jax && tar -xzf selfparam_jax.tar.gz -C selfparam_jax && python3 -m venv venv && venv/bin/pip install -q -e selfparam_jax "jax[tpu]"'
+}
+
+run() {
+  need_workdir
+  local flags
+  flags=$(printf '%q ' "$@" "--workdir=$WORKDIR" --distributed=on | sed 's/ $//')
+  on_workers all "cd selfparam_jax && (nohup ../venv/bin/python -m selfparam_jax.main $flags > ../job.log 2>&1; echo \$? > ../job.status) > /dev/null 2>&1 & sleep 1"
+}
+
+logs() { on_workers 0 'tail -n +1 -F job.log'; }
+
+follow() { # until the job has ended; 0 if it did so well
+  local answer
+  if $dry_run; then
+    on_workers 0 'cat job.status'
+    return
+  fi
+  while true; do
+    sleep 60
+    if answer=$(on_workers 0 'tail -n 3 job.log; cat job.status 2> /dev/null'); then
+      echo "$answer"
+      [[ $answer =~ ^[0-9]+$ || $answer =~ $'\n'([0-9]+)$ ]] && return "${answer##*$'\n'}"
+    elif [[ $(state) != ACTIVE ]]; then
+      return 75 # preempted
+    fi
+  done
+}
+
+collect() {
+  need_workdir
+  do_it gcloud compute tpus tpu-vm scp --recurse "$name:$WORKDIR" results "${place[@]}" --worker=0
+}
+
+delete() { do_it gcloud compute tpus queued-resources delete "$name" "${place[@]}" --force --quiet; }
+
+all() {
+  need_workdir
+  local status=75
+  for ((attempt = 0; attempt <= retries && status == 75; attempt++)); do
+    if ((attempt)); then
+      echo "preempted; attempt $attempt of $retries" >&2
+      delete || true
+    fi
+    status=0
+    { create && install && run "$@" && follow; } || status=$?
+    $dry_run && break
+  done
+  return "$status"
+}
+
+case $command in
+  create | install | run | logs | collect | delete | all) "$command" "$@" ;;
+  *)
+    echo "error: got '$command', expected create, install, run, logs, collect, delete or all; see the head of $0" >&2
+    exit 2
+    ;;
+esac

@@ -1,0 +1,327 @@
+"""Whether a job fits a machine, and how long a step would take, without the machine.
+
+    python -m selfparam_jax.plan --config=configs/models/llama3_8b.py --devices=v5e-16
+
+Compiles the real training step for the model's real shapes on as many pretended CPU devices, and reads from it what
+each device holds, computes and sends. Needs no weights, only the architecture: from `--architecture` (a config.json),
+a .json of the configuration's name beside it, or the model itself.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+from selfparam_jax import backend, command, hub, jobs, trainer
+from selfparam_jax import mesh as meshes
+from selfparam_jax.lora import init_lora
+from selfparam_jax.model import Decoder, ModelConfig, param_shapes
+from selfparam_jax.objective import Signal
+from selfparam_jax.program_costs import Costs, costs
+from selfparam_jax.sharding import parameter_shardings
+from selfparam_jax.weights import model_config_from_hf
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration, FILE or FILE:argument.", lock_config=True)
+DEVICES = flags.DEFINE_list("devices", None, "KIND-COUNT, as v5e-16, v4-8, h100-8 or h200-1; several give a table.")
+ARCHITECTURE = flags.DEFINE_string("architecture", "", "A config.json in Hugging Face's layout.")
+OUT = flags.DEFINE_string("out", "", "Write the numbers to this JSON file, too (a list of plans).")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Published peak numbers of one device.
+
+    flops: bfloat16 products a second, dense. memory: bytes. bandwidth: of the memory, bytes a second.
+    link: bytes a second that it sends to its neighbours, all links together, one direction.
+    per_device: what the makers' name counts for one device (v4 and v5p count cores, two each).
+    """
+
+    flops: float
+    memory: float
+    bandwidth: float
+    link: float
+    per_device: int = 1
+
+
+CHIPS = {
+    "v4": Chip(275e12, 32 * 2**30, 1228e9, 150e9, 2),
+    "v5e": Chip(197e12, 16 * 2**30, 819e9, 100e9),
+    "v5p": Chip(459e12, 95 * 2**30, 2765e9, 300e9, 2),
+    "v6e": Chip(918e12, 32 * 2**30, 1640e9, 224e9),
+    "a100": Chip(312e12, 80e9, 2039e9, 300e9),
+    "h100": Chip(989e12, 80e9, 3350e9, 450e9),
+    "h200": Chip(989e12, 141e9, 4800e9, 450e9),
+    "b200": Chip(2250e12, 180e9, 8000e9, 900e9),
+}
+USABLE = 0.92  # share of the memory that a program gets; the rest is the runtime's
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """So many devices of a kind."""
+
+    name: str
+    chip: Chip
+    count: int
+
+
+def read_machine(name: str) -> Machine:
+    """A machine by its name.
+
+    Raises:
+      ValueError: the kind is not known, or the number is not possible.
+    """
+    found = re.fullmatch(r"(\w+?)-(\d+)", name)
+    kind = found[1].replace("v5litepod", "v5e") if found else ""
+    if kind not in CHIPS:
+        raise ValueError(f"devices = {name!r}, expected KIND-COUNT with a kind of {', '.join(CHIPS)}, as v5e-16")
+    chip, number = CHIPS[kind], int(found[2])
+    if not number or number % chip.per_device:
+        raise ValueError(f"devices = {name!r}: {kind} counts cores, {chip.per_device} a chip; use a multiple of that")
+    return Machine(name, chip, number // chip.per_device)
+
+
+def read_architecture(path: str, config_file: str, model: str) -> ModelConfig:
+    """The architecture from a config.json, a .json beside the configuration, or the model itself."""
+    beside = pathlib.Path(config_file.split(":")[0]).with_suffix(".json")
+    if path or beside.is_file():
+        from transformers import LlamaConfig, MistralConfig
+
+        fields = json.loads(pathlib.Path(path or beside).read_text(encoding="utf-8"))
+        classes = {"llama": LlamaConfig, "mistral": MistralConfig}
+        if fields.get("model_type") not in classes:
+            raise ValueError(
+                f"{path or beside}: model_type = {fields.get('model_type')!r}, expected llama or mistral"
+            )
+        return model_config_from_hf(classes[fields["model_type"]].from_dict(fields))
+    return hub.load_pretrained(model).config
+
+
+def pretended_batch(settings, config: ModelConfig, mesh) -> trainer.Batch:
+    """Shapes of a step's batch, laid out on the mesh."""
+    train = settings.train
+    groups, rows = meshes.shards(mesh, "rows"), (train.batch_rows, train.row_length)
+    positions = groups, train.batch_rows // groups * train.row_length
+
+    def array(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=meshes.split_rows(mesh))
+
+    numbers, weights = array(positions, jnp.int32), array(positions, jnp.float32)
+    states = array((*positions, config.hidden_size), jobs.DTYPES[settings.dtype])
+    signal = Signal(array((groups,), jnp.int32), states, weights)
+    if settings.targets.answer_supervision:
+        signal = signal.replace(targets=numbers, supervision=weights)
+    ids = array(rows, jnp.int32)
+    return trainer.Batch(ids, ids, ids, numbers, signal)
+
+
+def compile_for(settings, config: ModelConfig, mesh) -> Any:
+    """The training step, compiled for the shapes of a model that is not there.
+
+    In float32, whatever the job's dtype: CPU programs convert bfloat16 and would show copies that others do not have.
+    """
+    settings = dataclasses.replace(settings, dtype="float32")
+    same = meshes.replicated(mesh)
+    model = Decoder(
+        config, jnp.float32, settings.remat, settings.lora.scale, settings.lora.dropout, meshes.layout_of(mesh)
+    )
+    shardings = parameter_shardings(mesh, config)
+    params = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding),
+        param_shapes(config), shardings,
+    )  # fmt: skip
+    optimizer = trainer.make_optimizer(settings.train, 100)
+    lora = jax.eval_shape(lambda: init_lora(jax.random.key(0), params, settings.lora))
+    state = jax.eval_shape(lambda lora: trainer.init_state(lora, optimizer), lora)
+    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=same), state)
+    loss = trainer.LossConfig(settings.train.temperature, settings.train.loss_chunk)
+    step = trainer.compile_step(model, optimizer, mesh, loss)
+    return step.lower(state, params, pretended_batch(settings, config, mesh), jax.random.key(0)).compile()
+
+
+def _held(tree, mesh) -> float:
+    """Elements of a tree of shapes on one device."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def make_plan(settings, config: ModelConfig, machine: Machine, devices=None) -> dict:
+    """What a step of a job needs on each device of a machine.
+
+    Returns:
+      sizes in bytes ("parameters", "adapter", "optimizer", "batch", "activations", "total", "memory"), "fits";
+      "teacher_store_per_token"; "flops" and "sent" (by kind of collective) per step; "compute_s", "read_s", "send_s":
+      the least time of each by the published peaks; "step_s": the largest; "sentence_tokens_per_s" at full rows.
+
+    Raises:
+      ValueError: model and mesh do not go together.
+    """
+    mesh = meshes.make_mesh(devices, settings.mesh)
+    meshes.check_rows(mesh, settings.train.batch_rows, "train.batch_rows")
+    shardings, bytes_each = parameter_shardings(mesh, config), np.dtype(jobs.DTYPES[settings.dtype]).itemsize
+    shapes = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        param_shapes(config), shardings,
+    )  # fmt: skip
+    elements = _held(shapes, mesh)
+    lora = jax.eval_shape(lambda: init_lora(jax.random.key(0), shapes, settings.lora))
+    adapter = 4.0 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(lora))
+    compiled = compile_for(settings, config, mesh)
+    train, row_shards = settings.train, meshes.shards(mesh, "rows")
+    chunk = min(train.loss_chunk, train.batch_rows // row_shards * train.row_length)
+    # Logits of teacher and student and their slope stay float32; all else is of the job's dtype.
+    logits = 3 * 4.0 * chunk * config.vocab_size / meshes.shards(mesh, "vocabulary")
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    activations = max(temporary - logits, 0) * bytes_each / 4 + logits
+    tokens = train.batch_rows * train.row_length
+    batch = tokens / row_shards * (4 * 5 + bytes_each * config.hidden_size)
+    chunks = math.ceil(tokens / row_shards / chunk)
+    work = costs(compiled.as_text(), chunks)
+    sizes = {
+        "parameters": elements * bytes_each,
+        "adapter": adapter,
+        "optimizer": 2 * adapter,
+        "batch": batch,
+        "activations": activations,
+    }
+    total, chip = sum(sizes.values()), machine.chip
+    passes = 3 if settings.remat else 2
+    return {
+        "machine": machine.name,
+        "mesh": {name: int(size) for name, size in mesh.shape.items()},
+        "batch_rows": train.batch_rows,
+        "row_length": train.row_length,
+        "remat": settings.remat,
+        **sizes,
+        "total": total,
+        "memory": chip.memory,
+        "fits": bool(total <= USABLE * chip.memory),
+        "teacher_store_per_token": config.hidden_size * bytes_each,
+        **times(work, chip, bytes_each, passes * _gathered(mesh, elements, bytes_each) + 2 * activations, tokens),
+    }
+
+
+def _gathered(mesh, elements: float, bytes_each: int) -> float:
+    """Bytes of the weights that a device reads in one pass: its own and those gathered from others."""
+    return elements * mesh.shape["fsdp"] * bytes_each
+
+
+def times(work: Costs, chip: Chip, bytes_each: int, read: float, tokens: int) -> dict:
+    """Least times of a step by the published peaks (float32 products are taken to be half as fast)."""
+    sent = {kind: size * bytes_each / 4 for kind, size in sorted(work.sent.items())}
+    least = {
+        "compute_s": work.flops / chip.flops * (1 if bytes_each == 2 else 2),
+        "read_s": read / chip.bandwidth,
+        "send_s": sum(sent.values()) / chip.link,
+    }
+    step_s = max(least.values())
+    return {"flops": work.flops, "sent": sent, **least, "step_s": step_s, "sentence_tokens_per_s": tokens / step_s}
+
+
+def alternatives(settings, machine: Machine) -> list[tuple[str, Any]]:
+    """Changes that need less memory, one after the other: what to say, and the settings with it."""
+    found, now = [], settings
+    if now.mesh != (spread := meshes.MeshConfig(1, -1, 1)):
+        now = dataclasses.replace(now, mesh=spread)
+        found.append(("--config.mesh.data=1 --config.mesh.fsdp=-1", now))
+    if not now.remat:
+        now = dataclasses.replace(now, remat=True)
+        found.append((f"{found[-1][0] + ' ' if found else ''}--config.remat=True", now))
+    if (fewest := machine.count) < now.train.batch_rows:
+        now = dataclasses.replace(now, train=dataclasses.replace(now.train, batch_rows=fewest))
+        found.append((f"{found[-1][0] + ' ' if found else ''}--config.train.batch_rows={fewest}", now))
+    return found
+
+
+def suggestion(settings, config: ModelConfig, machine: Machine, devices=None) -> str:
+    """Flags with which a job that does not fit would, or what else to do."""
+    for flags_of_it, changed in alternatives(settings, machine):
+        try:
+            if make_plan(changed, config, machine, devices)["fits"]:
+                return f"it would fit with {flags_of_it}"
+        except ValueError:  # rows or sizes that this mesh cannot split
+            continue
+    return "no mesh, remat or batch of this machine makes it fit; use more devices"
+
+
+def describe(plan: dict) -> str:
+    """A plan as text."""
+    gib = 2**30
+    mesh = " x ".join(f"{name} {size}" for name, size in plan["mesh"].items())
+    lines = [f"{plan['machine']}: mesh {mesh}, {plan['batch_rows']} rows x {plan['row_length']} tokens, "
+             f"remat {'on' if plan['remat'] else 'off'}", "", "per device, GiB:"]  # fmt: skip
+    for name in ("parameters", "adapter", "optimizer", "batch", "activations", "total"):
+        lines.append(f"  {name:<12} {plan[name] / gib:8.2f}")
+    state = "fits" if plan["fits"] else "DOES NOT FIT"
+    lines.append(f"  of           {plan['memory'] / gib:8.2f}   {state} ({USABLE:.0%} usable)")
+    lines += [f"teacher store: {plan['teacher_store_per_token']:,} bytes per sentence token, on disk", ""]
+    sent = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in plan["sent"].items()) or "nothing"
+    lines += [
+        f"per step and device: {plan['flops'] / 1e12:.2f} TFLOP in products; sent, GB: {sent}",
+        f"least time by published peaks: compute {plan['compute_s']:.3f} s, memory {plan['read_s']:.3f} s, "
+        f"links {plan['send_s']:.3f} s",
+        f"so at least {plan['step_s']:.3f} s a step, at most {plan['sentence_tokens_per_s']:,.0f} tokens/s",
+    ]
+    return "\n".join(lines)
+
+
+def plan_job() -> str:
+    """Reads the flags and plans."""
+    from selfparam_jax import files
+
+    machines, config = [read_machine(name) for name in DEVICES.value], CONFIG.value
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", max(machine.count for machine in machines))
+    backend.prepare(hub.cache_directory() / "compiled" if config.compilation_cache else None)
+    settings = jobs.read_settings(config)
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    architecture = read_architecture(ARCHITECTURE.value, file, config.model)
+    plans, remarks = [], []
+    for machine in machines:
+        devices = jax.devices()[: machine.count]
+        plans.append(make_plan(settings, architecture, machine, devices))
+        fits = plans[-1]["fits"]
+        remarks.append("fits" if fits else suggestion(settings, architecture, machine, devices))
+    if OUT.value:
+        files.write_json(OUT.value, plans)
+    if len(plans) > 1:
+        return table(plans, remarks)
+    return describe(plans[0]) + ("" if plans[0]["fits"] else f"\n{remarks[0]}")
+
+
+def table(plans: list[dict], remarks: list[str]) -> str:
+    """Several plans as a Markdown table; sizes in GiB per device."""
+    lines = [
+        "| devices | mesh | weights | adapter, optimiser | activations | in all | of | sent per step, GB | "
+        "least s per step | |",
+        "| --- " * 10 + "|",
+    ]
+    for plan, remark in zip(plans, remarks, strict=True):
+        size = {name: value / 2**30 for name, value in plan.items() if name in (
+            "parameters", "adapter", "optimizer", "activations", "total", "memory")}  # fmt: skip
+        mesh = " x ".join(str(part) for part in plan["mesh"].values())
+        lines.append(
+            f"| {plan['machine']} | {mesh} | {size['parameters']:.2f} | {size['adapter'] + size['optimizer']:.2f} | "
+            f"{size['activations']:.2f} | {size['total']:.2f} | {size['memory']:.0f} | "
+            f"{sum(plan['sent'].values()) / 1e9:.1f} | {plan['step_s']:.2f} | {remark} |"
+        )
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    """Prints the plan."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; settings are given as --config.NAME=VALUE")
+    print(command.run(plan_job))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "devices"])
+    app.run(main)

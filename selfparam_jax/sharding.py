@@ -1,0 +1,44 @@
+"""Where the parameters of a model lie on a mesh: `mesh.RULES` applied to the parameter table."""
+
+import math
+
+from jax.sharding import Mesh, NamedSharding
+
+from selfparam_jax.mesh import RULES, spec
+from selfparam_jax.model import ModelConfig
+from selfparam_jax.weights import parameter_table, put_leaf
+
+# What of a model is split, and the name of its axis.
+SPLIT = {
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "heads",
+    "intermediate_size": "inner",
+    "vocab_size": "vocabulary",
+    "hidden_size": "hidden",
+}
+
+
+def parameter_shardings(mesh: Mesh, config: ModelConfig) -> dict:
+    """The sharding of every parameter on a mesh, as a tree.
+
+    Raises:
+      ValueError: an axis cannot be split evenly; says what could be.
+    """
+    _check_sizes(mesh, config)
+    tree: dict = {}
+    for entry in parameter_table(config):
+        put_leaf(tree, entry, NamedSharding(mesh, spec(*entry.axes)))
+    return tree
+
+
+def _check_sizes(mesh: Mesh, config: ModelConfig) -> None:
+    for name in ("tensor", "fsdp"):
+        sizes = {field: getattr(config, field) for field, axis in SPLIT.items() if name in RULES[axis]}
+        parts, whole = mesh.shape[name], math.gcd(*sizes.values())
+        if whole % parts:
+            listed = ", ".join(f"{field} {size}" for field, size in sizes.items())
+            possible = [str(n) for n in range(1, mesh.size + 1) if whole % n == 0 and mesh.size % n == 0]
+            raise ValueError(
+                f"mesh.{name} = {parts} does not divide all of what it splits in this model: {listed}; "
+                f"on {mesh.size} devices use {' or '.join(possible)}"
+            )

@@ -1,0 +1,289 @@
+"""One mesh of three axes: every way to split the work gives what one device gives, and each holds only its part."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from jax.sharding import PartitionSpec
+
+from selfparam_jax import evaluate, mesh, prefix, targets, teacher, trainer, weights
+from selfparam_jax.generate import Sampling, generate
+from selfparam_jax.lora import LoraConfig, init_lora, merge_lora
+from selfparam_jax.mesh import MeshConfig
+from selfparam_jax.model import Decoder
+from selfparam_jax.sharding import parameter_shardings
+from selfparam_jax.targets import Sentence
+
+HEAD = (1, 7)
+LORA = LoraConfig(rank=4, alpha=8.0, dropout=0.0)
+# Heads, widths and vocabulary that four devices can share, rows and a hidden size for eight.
+SIZES = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8, "max_position_embeddings": 128}
+CASES = {"gqa": {}, "mistral": {"sliding_window": 8}, "tied": {}, "biases": {}}
+MESHES = {
+    "data 8": MeshConfig(),
+    "fsdp 8": MeshConfig(data=1, fsdp=8),
+    "data 2, tensor 4": MeshConfig(tensor=4),
+    "2 x 2 x 2": MeshConfig(data=2, fsdp=2, tensor=2),
+    "fsdp 4, tensor 2": MeshConfig(data=1, fsdp=-1, tensor=2),
+}
+OVER = pytest.mark.parametrize("name", MESHES)
+
+
+def mesh_of(name):
+    return mesh.make_mesh(config=MESHES[name]) if name else mesh.make_mesh(jax.devices()[:1])
+
+
+def ids_of(rng, length):
+    return tuple(int(i) for i in rng.integers(3, tiny.SIZES["vocab_size"], length))
+
+
+class Setup:
+    """A tiny model, an adapter that changes it, two contexts and sentences of several kinds."""
+
+    def __init__(self, case, params_of):
+        rng = np.random.default_rng(0)
+        self.config = weights.model_config_from_hf(tiny.hf_config(case, **SIZES, **CASES[case]))
+        self.params = jax.device_get(params_of(self.config))
+        lora = jax.device_get(init_lora(jax.random.key(1), self.params, LORA))
+        self.lora = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), lora)
+        self.prefixes = [HEAD + ids_of(rng, length) for length in (20, 33)]
+        self.sentences = [
+            Sentence("qa", context, ids_of(rng, length), (1.0,) * length, None, {}, (0.5,) * length)
+            for context in (0, 1)
+            for length in (1, 5, 9, 14, 3, 8)
+        ]
+        self.sentences.append(Sentence("tail", 0, self.prefixes[0][-6:], (1.0,) * 6, 16, {}, (0.0,) * 6))
+        self.sentences.append(Sentence("unrelated", None, ids_of(rng, 11), (0.5,) * 11, None, {}, (0.0,) * 11))
+        self.first = targets.first_slots(self.sentences)
+
+    def on(self, name):
+        """(mesh, model, parameters, adapter) on a mesh of MESHES; "" is a single device."""
+        devices = mesh_of(name)
+        model = Decoder(self.config, lora_scale=LORA.scale, layout=mesh.layout_of(devices))
+        params = jax.device_put(self.params, parameter_shardings(devices, self.config))
+        return devices, model, params, mesh.put_same(devices, self.lora)
+
+
+@pytest.fixture(scope="module")
+def setups(random_params):
+    return functools.cache(lambda case: Setup(case, random_params))
+
+
+def states_on(setup, name, directory):
+    devices, model, params, _ = setup.on(name)
+    reader = teacher.Reader(model, {"params": params}, "tiny", HEAD, devices, 8, 32)
+    return teacher.teacher_store(reader, setup.prefixes, setup.sentences, directory / (name or "one"))
+
+
+def step_on(setup, name, store):
+    """Two steps of descent, so fast that the adapter after them is the gradients: state and metrics, on the host."""
+    devices, model, params, lora = setup.on(name)
+    config = trainer.TrainConfig(row_length=32, batch_rows=8, epochs=2)
+    plan = trainer.Plan(setup.sentences, setup.first, HEAD, config, 1)
+    optimizer = optax.sgd(10.0)
+    step = trainer.compile_step(model, optimizer, devices, trainer.LossConfig(chunk=24))
+    state = mesh.put_same(devices, trainer.init_state(lora, optimizer))
+    losses = []
+    for batch in trainer.batches(plan, store, devices, True):
+        state, metrics = step(state, params, batch, jax.random.key(0))
+        losses.append(jax.device_get(metrics))
+    return jax.device_get(state.lora), losses
+
+
+def assert_close(found, expected):
+    def close(found, expected):
+        typical = np.sqrt(np.mean(np.square(expected)))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * typical)
+
+    jax.tree.map(close, found, expected)
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [*(("gqa", name) for name in MESHES), *((case, "2 x 2 x 2") for case in CASES if case != "gqa")],
+)
+def test_teacher_and_steps_equal_those_of_one_device(setups, tmp_path, case, name):
+    setup = setups(case)
+    one, many = (states_on(setup, where, tmp_path) for where in ("", name))
+    slots = np.arange(len(one))
+    assert_close(many.take(slots), one.take(slots))
+    assert_close(step_on(setup, name, one), step_on(setup, "", one))
+
+
+@OVER
+def test_answers_equal_those_of_one_device(setups, name):
+    """Greedy and sampled, with a context and without, and fewer prompts than devices."""
+    setup, rng = setups("gqa"), np.random.default_rng(5)
+    prompts = [ids_of(rng, length) for length in (4, 9, 2, 7, 5)]
+    made = []
+    for where in ("", name):
+        _, model, params, lora = setup.on(where)
+        variables = {"params": params, "lora": lora}
+        for begins in (setup.prefixes[1], HEAD):
+            for sampling in (None, Sampling(0.9, 0.8)):
+                made.append(generate(model, variables, begins, prompts, 6, batch_size=3, sampling=sampling))
+    assert made[4:] == made[:4]
+    assert made[0] != made[1]
+
+
+@OVER
+def test_drift_equals_that_of_one_device(setups, name):
+    setup = setups("tied")
+    rng = np.random.default_rng(6)
+
+    class Ids:
+        head = HEAD
+
+        @staticmethod
+        def text(text):
+            return text
+
+    found = []
+    for where in ("", name):
+        _, model, params, lora = setup.on(where)
+        before, after = {"params": params}, {"params": params, "lora": lora}
+        rng = np.random.default_rng(6)
+        texts = [ids_of(rng, length) for length in (30, 12, 25)]
+        general = evaluate.read_general(model, before, Ids, texts, row_length=40)
+        found.append(evaluate.measure_drift(model, general, after))
+    assert found[0]["kl"] > 1e-2
+    assert_close(found[1], found[0])
+
+
+@OVER
+def test_a_merged_model_lies_like_its_base(setups, name):
+    _, _, params, lora = setups("gqa").on(name)
+    merged = merge_lora(params, lora, LORA.scale)
+    jax.tree.map(lambda new, old: np.testing.assert_equal(new.sharding.spec, old.sharding.spec), merged, params)
+    _, _, params, lora = setups("gqa").on("")
+    assert_close(jax.device_get(merged), jax.device_get(merge_lora(params, lora, LORA.scale)))
+
+
+def test_a_device_holds_its_part_of_the_weights(setups):
+    setup = setups("gqa")
+    _, _, params, _ = setup.on("2 x 2 x 2")
+    held = sum(leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(params))
+    norms = sum(leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params) if "norm" in str(path))
+    assert held == (sum(leaf.size for leaf in jax.tree.leaves(params)) - norms) // 4 + norms
+
+
+def test_what_lies_where(setups):
+    shardings = parameter_shardings(mesh_of("2 x 2 x 2"), setups("biases").config)
+    layers, inward, outward = shardings["layers"], (None, ("fsdp",), ("tensor",)), (None, ("tensor",), ("fsdp",))
+    for block, names, expected in (
+        ("self_attn", ("q_proj", "k_proj", "v_proj"), inward),
+        ("self_attn", ("o_proj",), outward),
+        ("mlp", ("gate_proj", "up_proj"), inward),
+        ("mlp", ("down_proj",), outward),
+    ):
+        for name in names:
+            assert layers[block][name]["kernel"].spec == PartitionSpec(*expected), name
+            assert layers[block][name]["bias"].spec == PartitionSpec(None, expected[2]), name
+    for table in (shardings["embed_tokens"]["embedding"], shardings["lm_head"]["weight"]):
+        assert table.spec == PartitionSpec(("tensor",), ("fsdp",))
+    assert shardings["norm"]["weight"].is_fully_replicated
+
+
+# --- what crosses devices ------------------------------------------------------------------------------
+
+
+def collectives(setup, name, store):
+    """(kind, elements of the result) of every collective in the compiled step."""
+    devices, model, params, lora = setup.on(name)
+    plan = trainer.Plan(setup.sentences, setup.first, HEAD, trainer.TrainConfig(row_length=32, batch_rows=8), 1)
+    step = trainer.compile_step(model, optax.sgd(1.0), devices, trainer.LossConfig(chunk=24))
+    state = mesh.put_same(devices, trainer.init_state(lora, optax.sgd(1.0)))
+    batch = next(trainer.batches(plan, store, devices, True))
+    text = step.lower(state, params, batch, jax.random.key(0)).compile().as_text()
+    pattern = r"= ([^=\n]*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    found = []
+    for shapes, kind in re.findall(pattern, text):
+        for dimensions in re.findall(r"\w+\[([\d,]*)\]", shapes):
+            found.append((kind, int(np.prod([int(d) for d in dimensions.split(",") if d], dtype=np.int64))))
+    return found
+
+
+def test_only_what_must_crosses_devices(setups, tmp_path):
+    setup = setups("gqa")
+    store = states_on(setup, "", tmp_path)
+    adapter = sum(leaf.size for leaf in jax.tree.leaves(setup.lora))
+    stacked = max(leaf.size for leaf in jax.tree.leaves(setup.params["layers"]))
+    table = setup.params["lm_head"]["weight"].size
+    data, fsdp, tensor = (collectives(setup, name, store) for name in ("data 8", "fsdp 8", "data 2, tensor 4"))
+    # Data: the adapter's gradient is summed, and nothing is gathered.
+    assert {kind for kind, _ in data} == {"all-reduce"}
+    assert max(size for _, size in data) <= adapter
+    # FSDP: a layer's kernels are gathered, never those of all layers at once; the tables are gathered whole.
+    gathered = [size for kind, size in fsdp if kind == "all-gather"]
+    assert gathered and stacked not in gathered
+    assert max(gathered) == table
+    # Activations of a layer stay: only gradients of the adapter and sums are reduced.
+    assert max(size for kind, size in fsdp if kind == "all-reduce") <= adapter
+    # Tensor: no weight is gathered at all; activations of a device's rows are summed.
+    kernels = {leaf[0].size for leaf in jax.tree.leaves(setup.params["layers"]) if leaf.ndim == 3}
+    assert not kernels & {size for kind, size in tensor if kind == "all-gather"}
+    assert table not in [size for _, size in tensor]
+
+
+# --- sizes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sizes", "devices", "expected"),
+    [((-1, 1, 1), 8, (8, 1, 1)), ((2, -1, 2), 8, (2, 2, 2)), ((1, 1, -1), 1, (1, 1, 1)), ((2, 2, 2), 8, (2, 2, 2))],
+)
+def test_what_is_left(sizes, devices, expected):
+    assert MeshConfig(*sizes).sizes(devices) == expected
+
+
+@pytest.mark.parametrize("sizes", [(3, 1, -1), (2, 2, 1), (16, 1, 1), (-1, 3, 1)])
+def test_a_mesh_that_does_not_fit_the_devices_is_refused(sizes):
+    given = "data {} x fsdp {} x tensor {}".format(*sizes)
+    with pytest.raises(ValueError, match=f"a mesh of {given} does not fit 8 devices; set one axis to -1"):
+        mesh.make_mesh(config=MeshConfig(*sizes))
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 1), (-1, -1, 1), (1, -2, 1)])
+def test_impossible_sizes_are_refused(sizes):
+    with pytest.raises(ValueError, match="at most one -1"):
+        MeshConfig(*sizes)
+
+
+def test_a_model_that_does_not_divide_is_refused(setups):
+    config = setups("gqa").config
+    with pytest.raises(ValueError, match=r"mesh\.tensor = 8 .* num_key_value_heads 4.*; on 8 .* 1 or 2 or 4$"):
+        parameter_shardings(mesh.make_mesh(config=MeshConfig(tensor=8)), config)
+    odd = weights.model_config_from_hf(tiny.hf_config("gqa", hidden_size=36, head_dim=8))
+    with pytest.raises(ValueError, match=r"mesh\.fsdp = 8 does not divide .*: hidden_size 36; on 8 .* 1 or 2 or 4$"):
+        parameter_shardings(mesh.make_mesh(config=MeshConfig(fsdp=8)), odd)
+
+
+def test_rows_are_split_over_data_and_fsdp():
+    devices = mesh_of("2 x 2 x 2")
+    mesh.check_rows(devices, 8, "train.batch_rows")
+    with pytest.raises(ValueError, match=r"batch_rows = 6 rows cannot be split over 4 devices.* multiple of 4"):
+        mesh.check_rows(devices, 6, "train.batch_rows")
+    rows = mesh.put_rows(devices, np.arange(8))
+    assert sorted({tuple(shard.data.tolist()) for shard in rows.addressable_shards}) == [
+        (0, 1), (2, 3), (4, 5), (6, 7)
+    ]  # fmt: skip
+    layout = mesh.layout_of(devices)
+    assert layout.row_shards == 4
+    assert mesh.layout_of(mesh_of("")) is None
+    jax.jit(lambda x: layout(x, "rows", None))(jnp.ones((6, 3)))  # not divisible: whole on every device
+
+
+def test_prefixes_are_read_the_same_on_every_mesh(setups):
+    setup = setups("mistral")
+    texts = [setup.prefixes[1] * 2, setup.prefixes[1] * 2 + setup.prefixes[0]]
+    states = []
+    for where in ("", "2 x 2 x 2"):
+        _, model, params, _ = setup.on(where)
+        read = prefix.read_prefixes(model, {"params": params}, texts)
+        states.append([text.states() for text in read])
+    assert_close(states[1], states[0])

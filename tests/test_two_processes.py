@@ -1,0 +1,170 @@
+"""Several real processes, each with a CPU device of its own: together they do what one process does."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from test_jobs import DOCUMENTS, TEXTS, write
+
+from selfparam_jax import files
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+LIMIT_S = 600  # a machine of two cores may be busy with other things
+
+
+@pytest.fixture(scope="module")
+def command(model_dir, tmp_path_factory):
+    """A batch job of 8 rows a step as a command line without its work directory."""
+    directory = tmp_path_factory.mktemp("given")
+    settings = {
+        "model": model_dir,
+        "prompt": "plain",
+        "contexts": write(directory / "documents.jsonl", DOCUMENTS),
+        "unrelated": write(directory / "texts.jsonl", TEXTS),
+        "eval.general": directory / "texts.jsonl",
+        "targets.unrelated_per_epoch": 2,
+        "targets.tails_per_context": 1,
+        "targets.least_confidence": 1e-6,  # asks the store, and leaves nothing out
+        "train.epochs": 40,
+        "train.batch_rows": 8,
+        "train.row_length": 64,
+        "train.checkpoint_every": 3,
+        "lora.dropout": 0.1,
+    }
+    config = [f"--config.{name}={value}" for name, value in settings.items()]
+    return [sys.executable, "-m", "selfparam_jax.main", "--config=configs/base.py", *config]
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def start(command, workdir, count, *more):
+    """The processes of a job; what they print is in WORKDIR.INDEX.log."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    together = [f"--coordinator_address=localhost:{free_port()}", f"--process_count={count}", "--heartbeat_s=10"]
+    if count == 1:
+        together = []
+    started = []
+    for index in range(count):
+        which = [f"--process_index={index}"] if count > 1 else []
+        line = [*command, f"--workdir={workdir}", *together, *which, *more]
+        with workdir.with_name(f"{workdir.name}.{index}.log").open("w") as log:
+            started.append(subprocess.Popen(line, cwd=ROOT, env=environment, stdout=log, stderr=log))
+    return started
+
+
+def log_of(workdir, index):
+    return workdir.with_name(f"{workdir.name}.{index}.log").read_text(errors="replace")
+
+
+def finish(started, workdir):
+    codes = [process.wait(timeout=LIMIT_S) for process in started]
+    assert codes == [0] * len(started), "\n".join(log_of(workdir, index)[-3000:] for index in range(len(started)))
+
+
+@pytest.fixture(scope="module")
+def alone(command, tmp_path_factory):
+    """The work directory of one process."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    finish(start(command, workdir, 1), workdir)
+    return workdir
+
+
+def assert_same_job(found, expected, steps_from=0):
+    """Files of one job and of the other: numbers to 1e-4, all else equal."""
+    metrics, wanted = (files.read_lines(run / "metrics.jsonl") for run in (found, expected))
+    assert [line["step"] for line in metrics] == [line["step"] for line in wanted]
+    for name in ("loss", "grad_norm", "learning_rate"):
+        np.testing.assert_allclose([m[name] for m in metrics], [w[name] for w in wanted], rtol=1e-4, err_msg=name)
+    one, other = (load_file(run / "merged" / "model.safetensors") for run in (found, expected))
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():  # bfloat16: within two roundings
+        np.testing.assert_allclose(
+            tensor.astype(np.float32), other[name].astype(np.float32), rtol=2**-7, atol=1e-4, err_msg=name
+        )
+    for name in ("targets.jsonl", "bounds.json"):
+        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+    answers, wanted = (
+        [line["injected"] for line in files.read_lines(r / "predictions.jsonl")] for r in (found, expected)
+    )
+    assert answers == wanted
+    drift, wanted = (files.read_json(run / "results.json")["drift"] for run in (found, expected))
+    np.testing.assert_allclose(list(drift.values()), list(wanted.values()), rtol=1e-3)
+
+
+def test_two_processes_are_as_one(command, alone, tmp_path):
+    """FSDP over two hosts: weights, rows and the teacher's states are all split between them."""
+    workdir = tmp_path / "two"
+    finish(start(command, workdir, 2, "--config.mesh.data=1", "--config.mesh.fsdp=2"), workdir)
+    assert_same_job(workdir, alone)
+    # One process writes and shows progress; each keeps its half of the teacher's states.
+    assert "report:" in log_of(workdir, 0) and "report:" not in log_of(workdir, 1)
+    assert "train:" in log_of(workdir, 0) and "train:" not in log_of(workdir, 1)
+    shares = [sorted((workdir / "teacher" / f"{index}-of-2").glob("*.npy")) for index in (0, 1)]
+    whole = sorted((alone / "teacher").glob("*.npy"))
+    assert [path.name for path in shares[0]] == [path.name for path in shares[1]] == [path.name for path in whole]
+    for first, second, all_of_it in zip(*shares, whole, strict=True):
+        both = np.concatenate([np.load(first), np.load(second)])
+        np.testing.assert_allclose(both, np.load(all_of_it), rtol=1e-4, atol=1e-5)
+    assert not list(tmp_path.glob(".*.shared")) and not list(workdir.rglob("*.tmp"))
+
+
+def test_a_killed_process_ends_the_others_and_four_go_on(command, alone, tmp_path):
+    """A checkpoint of two processes is read by four, on another mesh, and the job ends like one never stopped."""
+    workdir = tmp_path / "run"
+
+    def start_until(steps):
+        started, deadline = start(command, workdir, 2), time.monotonic() + LIMIT_S
+        while len(files.read_lines(workdir / "metrics.jsonl")) < steps:
+            assert time.monotonic() < deadline and all(each.poll() is None for each in started), log_of(workdir, 0)
+            time.sleep(0.02)
+        return started
+
+    # Preempted: one is told to end, all save and stop after the same step.
+    started = start_until(2)
+    started[1].send_signal(signal.SIGTERM)
+    assert [process.wait(timeout=LIMIT_S) for process in started] == [130, 130]
+    messages = [log_of(workdir, index).splitlines()[-1] for index in (0, 1)]
+    assert messages[0] == messages[1] and messages[0].startswith("stopped and saved at step ")
+    started = start_until(len(files.read_lines(workdir / "metrics.jsonl")) + 4)
+    started[1].send_signal(signal.SIGKILL)
+    assert started[0].wait(timeout=LIMIT_S) not in (0, None)
+    assert started[1].wait() == -signal.SIGKILL
+    said = log_of(workdir, 0)  # who is missing: by us, or by JAX if it is faster
+    assert "process 1 on " in said or "task:1" in said.replace(" ", "").lower()
+    done = len(files.read_lines(workdir / "metrics.jsonl"))
+    total = len(files.read_lines(alone / "metrics.jsonl"))
+    assert 6 <= done < total
+    finish(start(command, workdir, 4, "--config.mesh.data=2", "--config.mesh.tensor=2"), workdir)
+    assert files.read_json(workdir / "results.json")["resumed_from"] >= 3
+    assert_same_job(workdir, alone)
+
+
+def test_a_directory_that_is_not_shared_is_refused(command, tmp_path):
+    """Each process is given a place of its own, as on hosts without common storage."""
+    port, started = free_port(), []
+    for index in (0, 1):
+        workdir = tmp_path / f"host{index}" / "run"
+        workdir.parent.mkdir()
+        line = [*command, f"--workdir={workdir}", f"--coordinator_address=localhost:{port}", "--process_count=2"]
+        line += [f"--process_index={index}", "--heartbeat_s=10"]
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+        with (tmp_path / f"{index}.log").open("w") as log:
+            started.append(subprocess.Popen(line, cwd=ROOT, env=environment, stdout=log, stderr=log))
+    assert [process.wait(timeout=LIMIT_S) for process in started] == [1, 1]
+    for index in (0, 1):
+        message = (tmp_path / f"{index}.log").read_text()
+        workdir = tmp_path / f"host{index}" / "run"
+        assert f"error: process 1 of 2 does not see {workdir} as the first process does" in message
+        assert not workdir.exists() and not list(workdir.parent.iterdir())
