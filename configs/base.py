@@ -157,6 +157,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train = ConfigDict()
     config.train.epochs = 5  # passes over the QA pairs
     config.train.batch_rows = 2  # rows per optimiser step; a multiple of the number of devices
+    config.train.accumulate = 1  # parts of a step's rows that are gone through one after another: less memory
     config.train.row_length = 128  # tokens per row; sentences are packed into rows
     # "stored": the teacher reads every sentence once. "online": it reads each step's sentences again, unpacked,
     # each after its whole context: the slow reference, and for a teacher that changes.

@@ -294,10 +294,11 @@ def inject(
             logging.info("resuming from step %d of %d", first, steps)
         loss = trainer.LossConfig(settings.train.temperature, settings.train.loss_chunk)
         orthogonal = earlier.basis is not None
-        step_function = trainer.compile_step(run.student, optimizer, run.mesh, loss, orthogonal)
+        parts = settings.train.accumulate
+        step_function = trainer.compile_step(run.student, optimizer, run.mesh, loss, orthogonal, parts)
         if orthogonal:
             step_function = functools.partial(lambda step, *given: step(*given, earlier.basis), step_function)
-        data = trainer.batches(plan, signal, run.mesh, settings.targets.answer_supervision > 0, first)
+        data = trainer.batches(plan, signal, run.mesh, settings.targets.answer_supervision > 0, first, parts)
         watch = Watch(run, plan, first, done, directory / "metrics.jsonl", label)
         with watch, deferred_stop(first) as stop_requested:
             state = trainer.fit(

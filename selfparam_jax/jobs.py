@@ -134,7 +134,8 @@ def prepare(config, workdir: str) -> Run:
 def load_run(config, settings: Settings, workdir: str) -> Run:
     """The contexts and the model, without what only training reads."""
     mesh = meshes.make_mesh(config=settings.mesh)
-    meshes.check_rows(mesh, settings.train.batch_rows, "train.batch_rows")
+    each = settings.train.batch_rows // settings.train.accumulate
+    meshes.check_rows(mesh, each, "train.batch_rows / train.accumulate")
     load = model_loader(settings, mesh)
     contexts = given_contexts(config, load)
     if settings.job == "sequential":

@@ -111,9 +111,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split_rows(mesh: Mesh) -> NamedSharding:
-    """The leading axis split like the rows of a batch."""
-    return NamedSharding(mesh, spec("rows"))
+def split_rows(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """This axis split like the rows of a batch."""
+    return NamedSharding(mesh, spec(*(None,) * axis, "rows"))
 
 
 def check_rows(mesh: Mesh, rows: int, name: str) -> None:
@@ -126,9 +126,9 @@ def check_rows(mesh: Mesh, rows: int, name: str) -> None:
         )
 
 
-def put_rows(mesh: Mesh, tree):
-    """Host arrays [B, ...], the same on every process, onto the mesh, B split like rows."""
-    return jax.tree.map(lambda x: _put(np.asarray(x), split_rows(mesh)), tree)
+def put_rows(mesh: Mesh, tree, axis: int = 0):
+    """Host arrays, the same on every process, onto the mesh, their axis of this number split like rows."""
+    return jax.tree.map(lambda x: _put(np.asarray(x), split_rows(mesh, axis)), tree)
 
 
 def put_same(mesh: Mesh, tree):
@@ -170,13 +170,13 @@ def sum_of_shares(array: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array)).sum(axis=0, dtype=array.dtype)
 
 
-def put_rows_of_shares(mesh: Mesh, array: np.ndarray) -> jax.Array:
-    """Rows [B, ..., D] of which every process has its share and zeros elsewhere, onto the mesh as `put_rows` does.
+def put_rows_of_shares(mesh: Mesh, array: np.ndarray, axis: int = 0) -> jax.Array:
+    """Rows [..., D] of which every process has its share and zeros elsewhere, onto the mesh as `put_rows` does.
 
     They meet on the devices: what a process needs comes from the others directly and no host holds all.
     """
     if jax.process_count() == 1:
-        return _put(array, split_rows(mesh))
+        return _put(array, split_rows(mesh, axis))
     by_process = _by_process(mesh)
     last = "local" if array.shape[-1] % by_process.shape["local"] == 0 else None
     parts = NamedSharding(by_process, PartitionSpec("process", *(None,) * (array.ndim - 1), last))
@@ -184,7 +184,7 @@ def put_rows_of_shares(mesh: Mesh, array: np.ndarray) -> jax.Array:
     shares = jax.make_array_from_callback(
         (jax.process_count(), *array.shape), parts, lambda index: array[index[1:]][None]
     )
-    return _summed(split_rows(mesh))(shares)
+    return _summed(split_rows(mesh, axis))(shares)
 
 
 @functools.lru_cache(maxsize=8)

@@ -48,6 +48,7 @@ class TrainConfig:
     beta2: float = 0.999
     epochs: int = 1
     batch_rows: int = 1
+    accumulate: int = 1
     row_length: int = 256
     pack: bool = True
     teacher: str = "stored"
@@ -59,6 +60,10 @@ class TrainConfig:
         for name in ("learning_rate", "epochs", "batch_rows", "row_length", "loss_chunk", "temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"train.{name} = {getattr(self, name)}, expected more than 0")
+        if self.accumulate < 1 or self.batch_rows % self.accumulate:
+            raise ValueError(
+                f"train.accumulate = {self.accumulate}, expected a divisor of train.batch_rows = {self.batch_rows}"
+            )
         if self.teacher not in ("stored", "online"):
             raise ValueError(f"train.teacher = {self.teacher!r}, expected 'stored' or 'online'")
 
@@ -75,6 +80,8 @@ class TrainState:
 @flax.struct.dataclass
 class Batch:
     """Rows of one step, and what the loss compares.
+
+    Where gradients are accumulated, every array has one more axis in front: the parts, one after another.
 
     Attributes:
       input_ids, positions, segments: int32 [B, T].
@@ -268,13 +275,24 @@ def train_step(
       the next state and {'loss', 'grad_norm'}; the loss is the mean KL per unit of weight, before the step.
     """
 
-    def mean_loss(lora):
-        key_now = jax.random.fold_in(key, state.step)
-        lora = lora if basis is None else project_lora(lora, basis)
-        total, count = student_loss(lora, params, batch, key_now, model, loss)
-        return total / jnp.maximum(count, 1e-6)
+    key = jax.random.fold_in(key, state.step)
 
-    mean, gradient = jax.value_and_grad(mean_loss)(state.lora)
+    def sums(lora, part, key):
+        lora = lora if basis is None else project_lora(lora, basis)
+        return student_loss(lora, params, part, key, model, loss)
+
+    def add(before, part):
+        key_now = jax.random.fold_in(key, before[2])
+        (total, count), gradient = jax.value_and_grad(sums, has_aux=True)(state.lora, part, key_now)
+        return jax.tree.map(jnp.add, before, (total, count, 1, gradient)), None
+
+    if batch.input_ids.ndim == 2:
+        (total, count), gradient = jax.value_and_grad(sums, has_aux=True)(state.lora, batch, key)
+    else:
+        nothing = (jnp.float32(0), jnp.float32(0), 0, jax.tree.map(jnp.zeros_like, state.lora))
+        (total, count, _, gradient), _ = jax.lax.scan(add, nothing, batch)
+    weight = jnp.maximum(count, 1e-6)
+    mean, gradient = total / weight, jax.tree.map(lambda leaf: leaf / weight, gradient)
     updates, opt_state = update(gradient, state.opt_state, state.lora)
     lora = optax.apply_updates(state.lora, updates)
     metrics = {"loss": mean, "grad_norm": optax.tree.norm(gradient)}
@@ -282,18 +300,26 @@ def train_step(
 
 
 def compile_step(
-    model: Decoder, optimizer, mesh: Mesh, loss: LossConfig = LossConfig(), orthogonal: bool = False
+    model: Decoder,
+    optimizer,
+    mesh: Mesh,
+    loss: LossConfig = LossConfig(),
+    orthogonal: bool = False,
+    accumulate: int = 1,
 ) -> Callable:
     """`train_step` jitted over the mesh: rows and weights split by its table, the adapter everywhere, state donated.
 
     With `orthogonal` it takes a basis as its last argument. Optimisers of one recipe share one program.
+
+    Args:
+      accumulate: into how many parts a batch is cut (`make_batch`).
     """
-    return _compiled_step(model, optimizer.update, mesh, loss, orthogonal)
+    return _compiled_step(model, optimizer.update, mesh, loss, orthogonal, int(accumulate > 1))
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled_step(model, update, mesh, loss, orthogonal) -> Callable:
-    same, rows = replicated(mesh), split_rows(mesh)
+def _compiled_step(model, update, mesh, loss, orthogonal, axis_of_rows) -> Callable:
+    same, rows = replicated(mesh), split_rows(mesh, axis_of_rows)
     step = functools.partial(train_step, model=model, update=update, loss=loss)
     given = (same, parameter_shardings(mesh, model.config), rows, same, *((same,) if orthogonal else ()))
     return jax.jit(step, in_shardings=given, out_shardings=(same, same), donate_argnums=0)
@@ -401,30 +427,44 @@ class Plan:
         return sum(len(self._sentences[i].ids) for row in self.assignment(step) for i in row)
 
 
-def make_batch(rows: Rows, teacher: Teacher | None, mesh: Mesh, supervised: bool) -> Batch:
+def make_batch(rows: Rows, teacher: Teacher | None, mesh: Mesh, supervised: bool, accumulate: int = 1) -> Batch:
     """Rows with what their loss compares, on the mesh.
 
     Args:
       teacher: None leaves the KL out (plain fine-tuning).
       supervised: whether any sentence has supervision; False leaves the next-token loss out.
+      accumulate: into how many parts the rows are cut; with 1 there is no axis for them.
     """
-    at = loss_positions(rows, shards(mesh, "rows"))
+    each, groups = len(rows.input_ids) // accumulate, shards(mesh, "rows")
+    parts = [
+        _part(rows.take(slice(n * each, (n + 1) * each)), teacher, groups, supervised) for n in range(accumulate)
+    ]
+    axis = int(accumulate > 1)
+    batch, states = jax.tree.map(lambda *leaves: np.stack(leaves), *parts) if axis else parts[0]
+    batch = put_rows(mesh, batch, axis)
+    if states is None:
+        return batch
+    return batch.replace(signal=batch.signal.replace(teacher=put_rows_of_shares(mesh, states, axis)))
+
+
+def _part(rows: Rows, teacher: Teacher | None, groups: int, supervised: bool) -> tuple[Batch, np.ndarray | None]:
+    """A batch on the host without its teacher's states, and these (this process's share of them)."""
+    at = loss_positions(rows, groups)
     signal = Signal(at.used)
     if teacher is not None:
         signal = signal.replace(weights=at.weights)
     if supervised:
         signal = signal.replace(targets=at.targets, supervision=at.supervision)
-    batch = put_rows(mesh, Batch(rows.input_ids, rows.positions, rows.segments, at.index, signal))
-    if teacher is None:
-        return batch
-    states = put_rows_of_shares(mesh, teacher.take(at.slots))
-    return batch.replace(signal=batch.signal.replace(teacher=states))
+    batch = Batch(rows.input_ids, rows.positions, rows.segments, at.index, signal)
+    return batch, None if teacher is None else teacher.take(at.slots)
 
 
-def batches(plan: Plan, teacher: Teacher | None, mesh: Mesh, supervised: bool, first: int = 0) -> Iterator[Batch]:
+def batches(
+    plan: Plan, teacher: Teacher | None, mesh: Mesh, supervised: bool, first: int = 0, accumulate: int = 1
+) -> Iterator[Batch]:
     """Batches from step `first` on, on the mesh."""
     for step in range(first, plan.steps):
-        yield make_batch(plan.rows(step), teacher, mesh, supervised)
+        yield make_batch(plan.rows(step), teacher, mesh, supervised, accumulate)
 
 
 def fit(

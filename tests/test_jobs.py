@@ -314,6 +314,8 @@ BAD = {
     "more pairs than there are": (change("targets.qa_per_context", 9), "has 3 qa_pairs"),
     "unknown way with long pairs": (change("targets.long_pairs", "cut"), "expected one of refuse, skip"),
     "a long pair": (contexts_file(record(qa_pairs=[LONG])), "a row holds 128"),
+    "parts that do not divide": (change("train.accumulate", 3), "expected a divisor of train.batch_rows = 8"),
+    "parts too small": (change("train.accumulate", 2), r"train\.batch_rows / train\.accumulate = 4 rows cannot"),
     "a mesh too large": (change("mesh.fsdp", 3), "does not fit 8 devices"),
     "a mesh that does not divide": (change("mesh.tensor", 4), r"mesh\.tensor = 4 does not divide .* 1 or 2"),
     "nothing to learn": (contexts_file(record(qa_pairs=[])), "nothing to learn"),

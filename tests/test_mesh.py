@@ -80,16 +80,16 @@ def states_on(setup, name, directory):
     return teacher.teacher_store(reader, setup.prefixes, setup.sentences, directory / (name or "one"))
 
 
-def step_on(setup, name, store):
+def step_on(setup, name, store, accumulate=1):
     """Two steps of descent, so fast that the adapter after them is the gradients: state and metrics, on the host."""
     devices, model, params, lora = setup.on(name)
     config = trainer.TrainConfig(row_length=32, batch_rows=8, epochs=2)
     plan = trainer.Plan(setup.sentences, setup.first, HEAD, config, 1)
     optimizer = optax.sgd(10.0)
-    step = trainer.compile_step(model, optimizer, devices, trainer.LossConfig(chunk=24))
+    step = trainer.compile_step(model, optimizer, devices, trainer.LossConfig(chunk=24), accumulate=accumulate)
     state = mesh.put_same(devices, trainer.init_state(lora, optimizer))
     losses = []
-    for batch in trainer.batches(plan, store, devices, True):
+    for batch in trainer.batches(plan, store, devices, True, accumulate=accumulate):
         state, metrics = step(state, params, batch, jax.random.key(0))
         losses.append(jax.device_get(metrics))
     return jax.device_get(state.lora), losses
@@ -113,6 +113,14 @@ def test_teacher_and_steps_equal_those_of_one_device(setups, tmp_path, case, nam
     slots = np.arange(len(one))
     assert_close(many.take(slots), one.take(slots))
     assert_close(step_on(setup, name, one), step_on(setup, "", one))
+
+
+@pytest.mark.parametrize(("name", "accumulate"), [("", 4), ("2 x 2 x 2", 2)])
+def test_accumulated_gradients_are_those_of_the_whole_batch(setups, tmp_path, name, accumulate):
+    """Parts weigh as much as their tokens do, not each the same."""
+    setup = setups("gqa")
+    store = states_on(setup, "", tmp_path)
+    assert_close(step_on(setup, name, store, accumulate), step_on(setup, "", store))
 
 
 @OVER

@@ -174,6 +174,16 @@ def test_work_per_device_falls_with_their_number(config):
     assert found[1, 4, 1]["sent"]["all-gather"] == pytest.approx(0.75 * (2 * layers + table), rel=0.01)
 
 
+def test_accumulation_takes_less_memory_for_the_same_work(config):
+    whole, parts = (
+        plan.make_plan(settings_of(**{"train.accumulate": n, "mesh.data": 2, "mesh.fsdp": 1}), config, MACHINE,
+                       jax.devices()[:2])
+        for n in (1, 4)
+    )  # fmt: skip
+    assert parts["activations"] < 0.5 * whole["activations"]
+    assert parts["flops"] == pytest.approx(whole["flops"], rel=0.01)
+
+
 def test_what_does_not_fit_says_what_would(config):
     roomy = plan.make_plan(settings_of(), config, MACHINE)
     assert roomy["fits"]

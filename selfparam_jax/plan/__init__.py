@@ -17,10 +17,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
-from ml_collections import config_flags
 
-from selfparam_jax import backend, command, hub, jobs, trainer
+from selfparam_jax import hub, jobs, trainer
 from selfparam_jax import mesh as meshes
 from selfparam_jax.lora import init_lora
 from selfparam_jax.model import Decoder, ModelConfig, param_shapes
@@ -28,11 +26,6 @@ from selfparam_jax.objective import Signal
 from selfparam_jax.program_costs import Costs, costs
 from selfparam_jax.sharding import parameter_shardings
 from selfparam_jax.weights import model_config_from_hf
-
-CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration, FILE or FILE:argument.", lock_config=True)
-DEVICES = flags.DEFINE_list("devices", None, "KIND-COUNT, as v5e-16, v4-8, h100-8 or h200-1; several give a table.")
-ARCHITECTURE = flags.DEFINE_string("architecture", "", "A config.json in Hugging Face's layout.")
-OUT = flags.DEFINE_string("out", "", "Write the numbers to this JSON file, too (a list of plans).")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +100,14 @@ def read_architecture(path: str, config_file: str, model: str) -> ModelConfig:
 
 def pretended_batch(settings, config: ModelConfig, mesh) -> trainer.Batch:
     """Shapes of a step's batch, laid out on the mesh."""
-    train = settings.train
-    groups, rows = meshes.shards(mesh, "rows"), (train.batch_rows, train.row_length)
-    positions = groups, train.batch_rows // groups * train.row_length
+    train, groups = settings.train, meshes.shards(mesh, "rows")
+    parts = (train.accumulate,) if train.accumulate > 1 else ()
+    rows = train.batch_rows // train.accumulate, train.row_length
+    positions = groups, rows[0] // groups * train.row_length
 
     def array(shape, dtype):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=meshes.split_rows(mesh))
+        sharding = meshes.split_rows(mesh, len(parts))
+        return jax.ShapeDtypeStruct((*parts, *shape), dtype, sharding=sharding)
 
     numbers, weights = array(positions, jnp.int32), array(positions, jnp.float32)
     states = array((*positions, config.hidden_size), jobs.DTYPES[settings.dtype])
@@ -143,7 +138,7 @@ def compile_for(settings, config: ModelConfig, mesh) -> Any:
     state = jax.eval_shape(lambda lora: trainer.init_state(lora, optimizer), lora)
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=same), state)
     loss = trainer.LossConfig(settings.train.temperature, settings.train.loss_chunk)
-    step = trainer.compile_step(model, optimizer, mesh, loss)
+    step = trainer.compile_step(model, optimizer, mesh, loss, accumulate=settings.train.accumulate)
     return step.lower(state, params, pretended_batch(settings, config, mesh), jax.random.key(0)).compile()
 
 
@@ -164,7 +159,7 @@ def make_plan(settings, config: ModelConfig, machine: Machine, devices=None) -> 
       ValueError: model and mesh do not go together.
     """
     mesh = meshes.make_mesh(devices, settings.mesh)
-    meshes.check_rows(mesh, settings.train.batch_rows, "train.batch_rows")
+    meshes.check_rows(mesh, settings.train.batch_rows // settings.train.accumulate, "train.batch_rows")
     shardings, bytes_each = parameter_shardings(mesh, config), np.dtype(jobs.DTYPES[settings.dtype]).itemsize
     shapes = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -175,14 +170,15 @@ def make_plan(settings, config: ModelConfig, machine: Machine, devices=None) -> 
     adapter = 4.0 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(lora))
     compiled = compile_for(settings, config, mesh)
     train, row_shards = settings.train, meshes.shards(mesh, "rows")
-    chunk = min(train.loss_chunk, train.batch_rows // row_shards * train.row_length)
+    positions = train.batch_rows // train.accumulate // row_shards * train.row_length  # of a part, on a device
+    chunk = min(train.loss_chunk, positions)
     # Logits of teacher and student and their slope stay float32; all else is of the job's dtype.
     logits = 3 * 4.0 * chunk * config.vocab_size / meshes.shards(mesh, "vocabulary")
     temporary = compiled.memory_analysis().temp_size_in_bytes
     activations = max(temporary - logits, 0) * bytes_each / 4 + logits
     tokens = train.batch_rows * train.row_length
     batch = tokens / row_shards * (4 * 5 + bytes_each * config.hidden_size)
-    chunks = math.ceil(tokens / row_shards / chunk)
+    chunks = math.ceil(positions / chunk)
     work = costs(compiled.as_text(), chunks)
     sizes = {
         "parameters": elements * bytes_each,
@@ -272,30 +268,6 @@ def describe(plan: dict) -> str:
     return "\n".join(lines)
 
 
-def plan_job() -> str:
-    """Reads the flags and plans."""
-    from selfparam_jax import files
-
-    machines, config = [read_machine(name) for name in DEVICES.value], CONFIG.value
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", max(machine.count for machine in machines))
-    backend.prepare(hub.cache_directory() / "compiled" if config.compilation_cache else None)
-    settings = jobs.read_settings(config)
-    file = config_flags.get_config_filename(flags.FLAGS["config"])
-    architecture = read_architecture(ARCHITECTURE.value, file, config.model)
-    plans, remarks = [], []
-    for machine in machines:
-        devices = jax.devices()[: machine.count]
-        plans.append(make_plan(settings, architecture, machine, devices))
-        fits = plans[-1]["fits"]
-        remarks.append("fits" if fits else suggestion(settings, architecture, machine, devices))
-    if OUT.value:
-        files.write_json(OUT.value, plans)
-    if len(plans) > 1:
-        return table(plans, remarks)
-    return describe(plans[0]) + ("" if plans[0]["fits"] else f"\n{remarks[0]}")
-
-
 def table(plans: list[dict], remarks: list[str]) -> str:
     """Several plans as a Markdown table; sizes in GiB per device."""
     lines = [
@@ -313,15 +285,3 @@ def table(plans: list[dict], remarks: list[str]) -> str:
             f"{sum(plan['sent'].values()) / 1e9:.1f} | {plan['step_s']:.2f} | {remark} |"
         )
     return "\n".join(lines)
-
-
-def main(argv: list[str]) -> None:
-    """Prints the plan."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; settings are given as --config.NAME=VALUE")
-    print(command.run(plan_job))
-
-
-if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "devices"])
-    app.run(main)
