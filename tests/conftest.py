@@ -1,5 +1,6 @@
 """Eight CPU devices, strict broadcasting, and the models that several tests share."""
 
+import gc
 import os
 
 import jax
@@ -18,6 +19,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 jax.config.update("jax_num_cpu_devices", 8)
 # [B, T, D] * [D] must be written out: a forgotten axis is an error here, not a broadcast.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_module():
+    """Lets go of a module's compiled programs: every one maps memory, and all of them pass the system's limit."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 class Tensors:
