@@ -57,7 +57,7 @@ def _most_likely(logits: jax.Array, top_p: float) -> jax.Array:
     """Logits [B, V] with all but the fewest tokens that together have probability `top_p` set to -inf.
 
     The least logit that stays is found by halving the range of float32 bit patterns, which is exact in 32 passes
-    over the row; sorting a row of 49,152 costs 30 times as much on a CPU.
+    over the row; sorting it costs an order of magnitude more on a CPU (benchmarks/sampling.py).
     """
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     enough = top_p * jnp.sum(weights, axis=-1, keepdims=True)
