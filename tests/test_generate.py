@@ -218,6 +218,9 @@ def test_the_most_likely_tokens_by_hand():
         kept = np.isfinite(np.asarray(_most_likely(logits, top_p)))
         # The last three of the second row are equally likely: all or none of them stay.
         assert [np.flatnonzero(row).tolist() for row in kept] == expected, top_p
+    # Exactly enough is enough: what is as likely as nothing is not drawn from.
+    kept = np.isfinite(np.asarray(_most_likely(jnp.asarray([[0.0, -200.0, -300.0]]), 1.0)))
+    assert kept.tolist() == [[True, False, False]]
 
 
 @pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.9, 0.999999])

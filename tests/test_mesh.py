@@ -123,6 +123,24 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(setups, tmp_path, na
     assert_close(step_on(setup, name, store, accumulate), step_on(setup, "", store))
 
 
+def test_every_part_draws_its_own_dropout(setups, tmp_path):
+    """Equal parts have one mean loss however many there are, unless each is heard through another mask."""
+    setup = setups("gqa")
+    store = states_on(setup, "", tmp_path)
+    devices, model, params, _ = setup.on("")
+    plan = trainer.Plan(setup.sentences, setup.first, HEAD, trainer.TrainConfig(row_length=32, batch_rows=1), 1)
+    losses = {}
+    for dropout in (0.0, 0.5):
+        for parts in (2, 3):
+            batch = trainer.make_batch(plan.rows(0).take(np.zeros(parts, int)), store, devices, True, parts)
+            noisy = model.clone(lora_dropout=dropout)
+            step = trainer.compile_step(noisy, optax.sgd(1.0), devices, accumulate=parts)
+            state = mesh.put_same(devices, trainer.init_state(jax.tree.map(np.array, setup.lora), optax.sgd(1.0)))
+            losses[dropout, parts] = float(step(state, params, batch, jax.random.key(0))[1]["loss"])
+    assert losses[0.0, 2] == pytest.approx(losses[0.0, 3], rel=1e-5)
+    assert losses[0.5, 2] != pytest.approx(losses[0.5, 3], rel=1e-4)
+
+
 @OVER
 def test_answers_equal_those_of_one_device(setups, name):
     """Greedy and sampled, with a context and without, and fewer prompts than devices."""
