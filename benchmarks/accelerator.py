@@ -290,7 +290,7 @@ def time_steps(settings: Settings, workload: Workload, devices: Mesh, params: di
     optimizer = trainer.make_optimizer(trainer.TrainConfig(learning_rate=LEARNING_RATE), settings.steps + 1)
     step = trainer.compile_step(model, optimizer, devices, trainer.LossConfig(chunk=settings.loss_chunk))
     state = trainer.init_state(init_lora(jax.random.key(0), params, LORA), optimizer)
-    state = jax.device_put(state, mesh.replicated(devices))
+    state = mesh.put_same(devices, state)
     first, key = targets.first_slots(workload.sentences), jax.random.key(0)
     measured: dict = {"step_s": [], "flops": [], "losses": []}
     batch_s = []

@@ -21,9 +21,8 @@ import ml_dtypes
 import numpy as np
 from absl import app, flags
 from safetensors.numpy import save_file
-from transformers import LlamaConfig, MistralConfig
 
-from selfparam_jax import files, mesh, processes, weights
+from selfparam_jax import files, hub, mesh, processes, weights
 from selfparam_jax.sharding import parameter_shardings
 
 ARCHITECTURE = flags.DEFINE_string("architecture", "configs/models/openllama_3b.json", "A config.json.")
@@ -32,13 +31,6 @@ PROCESSES = flags.DEFINE_integer("processes", 4, "Processes that share the weigh
 ALL = flags.DEFINE_bool("whole", True, "Also measure a single process that loads everything.")
 ADDRESS = flags.DEFINE_string("address", "", "Of the first process; set for the processes that are started.")
 INDEX = flags.DEFINE_integer("index", -1, "Which process this is.")
-
-
-def read_config() -> weights.ModelConfig:
-    """The architecture."""
-    fields = json.loads(pathlib.Path(ARCHITECTURE.value).read_text(encoding="utf-8"))
-    classes = {"llama": LlamaConfig, "mistral": MistralConfig}
-    return weights.model_config_from_hf(classes[fields["model_type"]].from_dict(fields))
 
 
 def write_checkpoint(config: weights.ModelConfig, directory: pathlib.Path) -> None:
@@ -101,7 +93,7 @@ class Counting:
 
 def load() -> dict:
     """Loads this process's part; what it took."""
-    config, source = read_config(), Counting(weights.SafetensorsSource(DIRECTORY.value))
+    config, source = hub.read_architecture(ARCHITECTURE.value), Counting(weights.SafetensorsSource(DIRECTORY.value))
     devices = mesh.make_mesh(config=mesh.MeshConfig(1, -1, 1))
     with Peak() as peak:
         began = time.perf_counter()
@@ -137,7 +129,7 @@ def main(argv: list[str]) -> None:
         return
     directory = pathlib.Path(DIRECTORY.value)
     if not (directory / "model.safetensors.index.json").exists():
-        write_checkpoint(read_config(), directory)
+        write_checkpoint(hub.read_architecture(ARCHITECTURE.value), directory)
     print("| processes | weights of each, GB | read from files, GB | most own memory, GB | of the weights | s |")
     print("| --- " * 6 + "|")
     for count in ([1] if ALL.value else []) + [PROCESSES.value]:

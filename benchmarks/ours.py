@@ -40,7 +40,7 @@ class Setup:
         self.head = tuple(self.workload["head"])
         self.mesh, self.scratch = mesh.make_mesh(), scratch
         self.base = hub.load_pretrained(str(directory / "model"))
-        self.lora = jax.device_put(read_adapter(directory), mesh.replicated(self.mesh))
+        self.lora = mesh.put_same(self.mesh, read_adapter(directory))
         rows = len(self.workload["rows"][0])
         self.config = train_config(1, rows, self.workload["row_length"])
         self.optimizer = trainer.make_optimizer(self.config, 1)
@@ -50,7 +50,7 @@ class Setup:
     def state(self) -> trainer.TrainState:
         """Step 0, in buffers of its own: the step donates them."""
         state = trainer.init_state(jax.tree.map(lambda x: x.copy(), self.lora), self.optimizer)
-        return jax.device_put(state, mesh.replicated(self.mesh))
+        return mesh.put_same(self.mesh, state)
 
     def reader(self, rows: int) -> teacher.Reader:
         """The teacher: the base without an adapter."""

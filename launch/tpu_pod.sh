@@ -87,7 +87,7 @@ run() {
   need_workdir
   local flags
   flags=$(printf '%q ' "$@" "--workdir=$WORKDIR" --distributed=on | sed 's/ $//')
-  on_workers all "cd selfparam_jax && (nohup ../venv/bin/python -m selfparam_jax.main $flags > ../job.log 2>&1; echo \$? > ../job.status) > /dev/null 2>&1 & sleep 1"
+  on_workers all "cd selfparam_jax && rm -f ../job.status && (nohup ../venv/bin/python -m selfparam_jax.main $flags > ../job.log 2>&1; echo \$? > ../job.status) > /dev/null 2>&1 & sleep 1"
 }
 
 logs() { on_workers 0 'tail -n +1 -F job.log'; }
@@ -100,7 +100,7 @@ follow() { # until the job has ended; 0 if it did so well
   fi
   while true; do
     sleep 60
-    if answer=$(on_workers 0 'tail -n 3 job.log; cat job.status 2> /dev/null'); then
+    if answer=$(on_workers 0 'tail -n 3 job.log; cat job.status 2> /dev/null || true'); then
       echo "$answer"
       [[ $answer =~ ^[0-9]+$ || $answer =~ $'\n'([0-9]+)$ ]] && return "${answer##*$'\n'}"
     elif [[ $(state) != ACTIVE ]]; then

@@ -105,7 +105,7 @@ def load_pretrained(
 
 
 def _load_directory(directory: Path, name: str, dtype: Any, mesh: Mesh | None) -> Pretrained:
-    hf_config = _read_config(directory)
+    hf_config = _read_config(directory / "config.json")
     config = weights.model_config_from_hf(hf_config)
     tokenizer = _read_tokenizer(directory)
     if any((directory / f"model.safetensors{end}").is_file() for end in ("", ".index.json")):
@@ -131,13 +131,21 @@ def _assemble(name, source, config, hf_config, tokenizer, dtype, mesh) -> Pretra
     return Pretrained(name, config, params, tokenizer, hf_config, weights.fingerprint(source, config))
 
 
-def _read_config(directory: Path) -> Any:
-    """The transformers config of a directory, by a class that we name: no code of the checkpoint runs."""
+def read_architecture(path: str | os.PathLike) -> ModelConfig:
+    """The architecture that a config.json describes, whatever the file's name.
+
+    Raises:
+      ValueError: it is not there, not a model's, or not supported.
+    """
+    return weights.model_config_from_hf(_read_config(Path(path)))
+
+
+def _read_config(path: Path) -> Any:
+    """The transformers config of a file, by a class that we name: no code of the checkpoint runs."""
     from transformers import LlamaConfig, MistralConfig
 
-    path = directory / "config.json"
     if not path.is_file():
-        raise ValueError(f"{directory} has no config.json. Give a directory in Hugging Face's layout.")
+        raise ValueError(f"{path.parent} has no {path.name}. Give a directory in Hugging Face's layout.")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         model_type = fields["model_type"]

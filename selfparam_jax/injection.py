@@ -22,7 +22,7 @@ from selfparam_jax import evaluate, files, hub, targets, teacher, trainer
 from selfparam_jax import mesh as meshes
 from selfparam_jax.agreement import agreeing_contexts
 from selfparam_jax.checkpoint import Checkpoints
-from selfparam_jax.contexts import Context
+from selfparam_jax.contexts import Context, QAPair
 from selfparam_jax.endpoint import EndpointConfig
 from selfparam_jax.generator import GeneratorConfig
 from selfparam_jax.lora import LoraConfig, init_lora
@@ -204,11 +204,13 @@ def choose_pairs(run: Run, contexts: Sequence[Context], directory: pathlib.Path)
 def fitting_pairs(run: Run, context: Context) -> Context:
     """A context without the pairs that are longer than a training row."""
 
-    def fits(pair) -> bool:
-        sentence = run.prompt.question(pair.question) + run.prompt.answer(pair.answer)
-        return len(run.prompt.head) + len(sentence) <= run.settings.train.row_length
+    return dataclasses.replace(context, qa_pairs=tuple(pair for pair in context.qa_pairs if fits(run, pair)))
 
-    return dataclasses.replace(context, qa_pairs=tuple(filter(fits, context.qa_pairs)))
+
+def fits(run: Run, pair: QAPair) -> bool:
+    """Whether a pair is no longer than a training row."""
+    sentence = run.prompt.question(pair.question) + run.prompt.answer(pair.answer)
+    return len(run.prompt.head) + len(sentence) <= run.settings.train.row_length
 
 
 @contextlib.contextmanager
@@ -287,7 +289,7 @@ def inject(
         )  # fmt: skip
         optimizer = trainer.make_optimizer(settings.train, steps)
         state = trainer.init_state(fresh_adapter(run), optimizer)
-        state = jax.device_put(state, meshes.replicated(run.mesh))
+        state = meshes.put_same(run.mesh, state)
         if first:
             saved = checkpoints.restore(first, lora=state.lora, optimizer=state.opt_state)
             state = trainer.TrainState(saved["lora"], saved["optimizer"], put_step(run.mesh, first))
@@ -321,13 +323,13 @@ def finished(lora: dict, earlier: Earlier) -> dict:
 
 def put_step(mesh, step: int) -> jax.Array:
     """A step number on the mesh, as TrainState holds it."""
-    return jax.device_put(np.int32(step), meshes.replicated(mesh))
+    return meshes.put_same(mesh, np.int32(step))
 
 
 def fresh_adapter(run: Run) -> dict:
     """The adapter that every injection starts from, on the mesh: a function of the seed."""
     drawn = _draw_adapter(run.base.params, np.uint32(run.settings.seed), run.settings.lora)
-    return jax.device_put(drawn, meshes.replicated(run.mesh))
+    return meshes.put_same(run.mesh, drawn)
 
 
 @functools.partial(jax.jit, static_argnames="config")  # one program, whatever the seed

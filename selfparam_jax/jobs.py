@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
@@ -124,18 +125,18 @@ def prepare(config, workdir: str) -> Run:
     """Reads and checks all input, loads the model, and only then touches the work directory."""
     settings = read_settings(config)
     unrelated = read_unrelated(config, settings)
-    run = dataclasses.replace(load_run(config, settings, workdir), unrelated=unrelated)
+    mesh = meshes.make_mesh(config=settings.mesh)
+    each = settings.train.batch_rows // settings.train.accumulate
+    meshes.check_rows(mesh, each, "train.batch_rows / train.accumulate")
+    run = dataclasses.replace(load_run(config, settings, workdir, mesh), unrelated=unrelated)
     check_targets(run)
     check_shared(run.workdir)
     claim(run.workdir, config.to_dict(), run.base.fingerprint, FREE)
     return run
 
 
-def load_run(config, settings: Settings, workdir: str) -> Run:
+def load_run(config, settings: Settings, workdir: str, mesh: jax.sharding.Mesh) -> Run:
     """The contexts and the model, without what only training reads."""
-    mesh = meshes.make_mesh(config=settings.mesh)
-    each = settings.train.batch_rows // settings.train.accumulate
-    meshes.check_rows(mesh, each, "train.batch_rows / train.accumulate")
     load = model_loader(settings, mesh)
     contexts = given_contexts(config, load)
     if settings.job == "sequential":
@@ -145,7 +146,8 @@ def load_run(config, settings: Settings, workdir: str) -> Run:
     general = load_texts(config.eval.general) if config.eval.general else []
     base = load()
     prompt = Prompt(settings.prompt, base.tokenizer)
-    recipe = {name: value for name, value in flatten(config.to_dict()).items() if "." in name}
+    # What makes the result: the same injection elsewhere is the same entry of a ledger.
+    recipe = {name: v for name, v in flatten(config.to_dict()).items() if "." in name and name not in FREE}
     run = Run(settings, recipe, pathlib.Path(workdir), mesh, base, prompt, contexts, [], general)
     if settings.targets.long_pairs == "skip":
         run = dataclasses.replace(run, contexts=[fitting_pairs(run, context) for context in contexts])
@@ -530,6 +532,16 @@ def injected_model(run: Run, index: int) -> tuple[Run, dict | None]:
     return dataclasses.replace(run, base=sequential.current_model(run, adapters)), None
 
 
+def mesh_for_questions(settings: Settings) -> jax.sharding.Mesh:
+    """The job's mesh where it fits the devices that are here, else a single device."""
+    try:
+        mesh = meshes.make_mesh(config=settings.mesh)
+        meshes.check_rows(mesh, settings.train.batch_rows, "train.batch_rows")
+    except ValueError:
+        return meshes.make_mesh(jax.devices()[:1])
+    return mesh
+
+
 def reopen(workdir: str | pathlib.Path) -> Run:
     """The run of a work directory, from the configuration that is kept in it."""
     path = pathlib.Path(workdir)
@@ -537,7 +549,8 @@ def reopen(workdir: str | pathlib.Path) -> Run:
         raise ValueError(f"{workdir} is not a work directory (no config.json); give the --workdir of a job")
     config = ConfigDict(files.read_json(path / "config.json")["config"])
     start_backend(config.compilation_cache)
-    run = load_run(config, read_settings(config), str(workdir))
+    settings = read_settings(config)
+    run = load_run(config, settings, str(workdir), mesh_for_questions(settings))
     claim(run.workdir, config.to_dict(), run.base.fingerprint)  # refuses another model of the same name
     return run
 

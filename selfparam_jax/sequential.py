@@ -16,7 +16,7 @@ from absl import logging
 
 from selfparam_jax import evaluate, files, hub
 from selfparam_jax.contexts import Context, QAPair, digest
-from selfparam_jax.injection import Earlier, Run, choose_pairs, inject, read_teacher, teacher_reader
+from selfparam_jax.injection import Earlier, Run, choose_pairs, fits, inject, read_teacher, teacher_reader
 from selfparam_jax.ledger import Ledger
 from selfparam_jax.likelihood import question_log_likelihoods
 from selfparam_jax.lora import merge_adapters
@@ -143,7 +143,7 @@ def gather_earlier(now: Run, original: hub.Pretrained, course: Course, index: in
             pairs = imagine_pairs(now.teacher, {"params": now.base.params}, now.prompt, count, settings.seed)
             files.write_lines(path, map(dataclasses.asdict, pairs))
         pairs = [QAPair(**line) for line in files.read_lines(path)]
-        fitting = [pair for pair in pairs if _fits(now, pair)]
+        fitting = [pair for pair in pairs if fits(now, pair)]
         imagined = imagined_sentences(fitting, now.prompt, settings.targets, config.imagined_per_epoch, epochs)
     basis = None
     if config.orthogonal and index:
@@ -152,11 +152,6 @@ def gather_earlier(now: Run, original: hub.Pretrained, course: Course, index: in
         )
     teaches = original if config.teacher == "original" else None
     return Earlier(teaches, imagined, rehearsal, basis)
-
-
-def _fits(run: Run, pair) -> bool:
-    ids = run.prompt.question(pair.question) + run.prompt.answer(pair.answer)
-    return len(run.prompt.head) + len(ids) <= run.settings.train.row_length
 
 
 def adapters_of(run: Run, course: Course) -> list[tuple[dict, float]]:

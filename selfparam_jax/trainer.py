@@ -281,13 +281,14 @@ def train_step(
         lora = lora if basis is None else project_lora(lora, basis)
         return student_loss(lora, params, part, key, model, loss)
 
+    gradients = jax.value_and_grad(sums, has_aux=True)
+
     def add(before, part):
-        key_now = jax.random.fold_in(key, before[2])
-        (total, count), gradient = jax.value_and_grad(sums, has_aux=True)(state.lora, part, key_now)
+        (total, count), gradient = gradients(state.lora, part, jax.random.fold_in(key, before[2]))
         return jax.tree.map(jnp.add, before, (total, count, 1, gradient)), None
 
     if batch.input_ids.ndim == 2:
-        (total, count), gradient = jax.value_and_grad(sums, has_aux=True)(state.lora, batch, key)
+        (total, count), gradient = gradients(state.lora, batch, key)
     else:
         nothing = (jnp.float32(0), jnp.float32(0), 0, jax.tree.map(jnp.zeros_like, state.lora))
         (total, count, _, gradient), _ = jax.lax.scan(add, nothing, batch)

@@ -532,7 +532,7 @@ def test_default_tokenizer_settings(default, tmp_path):
         again(PASSAGE + " 12\n\n<|im_end|>")["input_ids"] == (tokenizer(PASSAGE + " 12\n\n<|im_end|>")["input_ids"])
     )
     assert again.chat_template == tokenizer.chat_template
-    assert weights.model_config_from_hf(hub._read_config(tmp_path)) == default.config
+    assert weights.model_config_from_hf(hub._read_config(tmp_path / "config.json")) == default.config
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
 

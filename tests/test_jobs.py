@@ -333,6 +333,17 @@ def test_bad_input_is_refused_and_nothing_is_written(config, tmp_path, case):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_is_asked_on_other_devices_than_it_was_made_on(config, tmp_path):
+    """Made over 64 hosts, say; where it ran is no part of what it is."""
+    run = jobs.prepare(config, str(tmp_path / "run"))
+    assert run.mesh.size == 8
+    assert "lora.rank" in run.recipe and not [name for name in run.recipe if name in jobs.FREE]
+    kept = files.read_json(tmp_path / "run" / "config.json")
+    kept["config"]["mesh"] |= {"data": 16, "fsdp": 4}
+    files.write_json(tmp_path / "run" / "config.json", kept)
+    assert jobs.reopen(tmp_path / "run").mesh.size == 1
+
+
 def test_long_pairs_are_left_out_if_that_is_wanted(config, tmp_path):
     contexts_file(record(qa_pairs=[LONG, *DOCUMENTS[0]["qa_pairs"]]) + record(id="long", qa_pairs=[LONG] * 2))(
         config, tmp_path

@@ -8,7 +8,6 @@ a .json of the configuration's name beside it, or the model itself.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 import re
@@ -25,7 +24,6 @@ from selfparam_jax.model import Decoder, ModelConfig, param_shapes
 from selfparam_jax.objective import Signal
 from selfparam_jax.program_costs import Costs, costs
 from selfparam_jax.sharding import parameter_shardings
-from selfparam_jax.weights import model_config_from_hf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,15 +84,7 @@ def read_architecture(path: str, config_file: str, model: str) -> ModelConfig:
     """The architecture from a config.json, a .json beside the configuration, or the model itself."""
     beside = pathlib.Path(config_file.split(":")[0]).with_suffix(".json")
     if path or beside.is_file():
-        from transformers import LlamaConfig, MistralConfig
-
-        fields = json.loads(pathlib.Path(path or beside).read_text(encoding="utf-8"))
-        classes = {"llama": LlamaConfig, "mistral": MistralConfig}
-        if fields.get("model_type") not in classes:
-            raise ValueError(
-                f"{path or beside}: model_type = {fields.get('model_type')!r}, expected llama or mistral"
-            )
-        return model_config_from_hf(classes[fields["model_type"]].from_dict(fields))
+        return hub.read_architecture(path or beside)
     return hub.load_pretrained(model).config
 
 
@@ -118,7 +108,15 @@ def pretended_batch(settings, config: ModelConfig, mesh) -> trainer.Batch:
     return trainer.Batch(ids, ids, ids, numbers, signal)
 
 
-def compile_for(settings, config: ModelConfig, mesh) -> Any:
+def pretended_params(config: ModelConfig, mesh) -> dict:
+    """Shapes of the parameters (float32), laid out on the mesh."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        param_shapes(config), parameter_shardings(mesh, config),
+    )  # fmt: skip
+
+
+def compile_for(settings, config: ModelConfig, mesh, params: dict, lora: dict) -> Any:
     """The training step, compiled for the shapes of a model that is not there.
 
     In float32, whatever the job's dtype: CPU programs convert bfloat16 and would show copies that others do not have.
@@ -128,13 +126,7 @@ def compile_for(settings, config: ModelConfig, mesh) -> Any:
     model = Decoder(
         config, jnp.float32, settings.remat, settings.lora.scale, settings.lora.dropout, meshes.layout_of(mesh)
     )
-    shardings = parameter_shardings(mesh, config)
-    params = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding),
-        param_shapes(config), shardings,
-    )  # fmt: skip
     optimizer = trainer.make_optimizer(settings.train, 100)
-    lora = jax.eval_shape(lambda: init_lora(jax.random.key(0), params, settings.lora))
     state = jax.eval_shape(lambda lora: trainer.init_state(lora, optimizer), lora)
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=same), state)
     loss = trainer.LossConfig(settings.train.temperature, settings.train.loss_chunk)
@@ -142,7 +134,7 @@ def compile_for(settings, config: ModelConfig, mesh) -> Any:
     return step.lower(state, params, pretended_batch(settings, config, mesh), jax.random.key(0)).compile()
 
 
-def _held(tree, mesh) -> float:
+def _held(tree) -> float:
     """Elements of a tree of shapes on one device."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
@@ -160,15 +152,11 @@ def make_plan(settings, config: ModelConfig, machine: Machine, devices=None) -> 
     """
     mesh = meshes.make_mesh(devices, settings.mesh)
     meshes.check_rows(mesh, settings.train.batch_rows // settings.train.accumulate, "train.batch_rows")
-    shardings, bytes_each = parameter_shardings(mesh, config), np.dtype(jobs.DTYPES[settings.dtype]).itemsize
-    shapes = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        param_shapes(config), shardings,
-    )  # fmt: skip
-    elements = _held(shapes, mesh)
-    lora = jax.eval_shape(lambda: init_lora(jax.random.key(0), shapes, settings.lora))
+    params, bytes_each = pretended_params(config, mesh), np.dtype(jobs.DTYPES[settings.dtype]).itemsize
+    elements = _held(params)
+    lora = jax.eval_shape(lambda: init_lora(jax.random.key(0), params, settings.lora))
     adapter = 4.0 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(lora))
-    compiled = compile_for(settings, config, mesh)
+    compiled = compile_for(settings, config, mesh, params, lora)
     train, row_shards = settings.train, meshes.shards(mesh, "rows")
     positions = train.batch_rows // train.accumulate // row_shards * train.row_length  # of a part, on a device
     chunk = min(train.loss_chunk, positions)
@@ -223,16 +211,18 @@ def times(work: Costs, chip: Chip, bytes_each: int, read: float, tokens: int) ->
 
 def alternatives(settings, machine: Machine) -> list[tuple[str, Any]]:
     """Changes that need less memory, one after the other: what to say, and the settings with it."""
-    found, now = [], settings
-    if now.mesh != (spread := meshes.MeshConfig(1, -1, 1)):
-        now = dataclasses.replace(now, mesh=spread)
-        found.append(("--config.mesh.data=1 --config.mesh.fsdp=-1", now))
-    if not now.remat:
-        now = dataclasses.replace(now, remat=True)
-        found.append((f"{found[-1][0] + ' ' if found else ''}--config.remat=True", now))
-    if (fewest := machine.count) < now.train.batch_rows:
-        now = dataclasses.replace(now, train=dataclasses.replace(now.train, batch_rows=fewest))
-        found.append((f"{found[-1][0] + ' ' if found else ''}--config.train.batch_rows={fewest}", now))
+    spread, train = meshes.MeshConfig(1, -1, 1), settings.train
+    fewer = min(machine.count, train.batch_rows // train.accumulate) * train.accumulate  # whole parts
+    found, said, now = [], [], settings
+    for flag, field, value in (
+        ("--config.mesh.data=1 --config.mesh.fsdp=-1", "mesh", spread),
+        ("--config.remat=True", "remat", True),
+        (f"--config.train.batch_rows={fewer}", "train", dataclasses.replace(train, batch_rows=fewer)),
+    ):
+        if getattr(now, field) != value:
+            said.append(flag)
+            now = dataclasses.replace(now, **{field: value})
+            found.append((" ".join(said), now))
     return found
 
 
