@@ -149,7 +149,7 @@ def test_attention(case, from_hf):
     with torch.no_grad():
         expected = theirs.model.layers[0].self_attn(torch.from_numpy(x), cos_sin, hf_mask)[0].numpy()
     cos, sin, mask = our_block_inputs(config, length)
-    attention = ours.Attention(config, 1.0, 0.0)
+    attention = ours.Attention(config, 1.0, 0.0, None)
     found, _ = attention.apply({"params": layer(params)["self_attn"]}, jnp.asarray(x), cos, sin, [mask], [], True)
     close(found, expected)
 
