@@ -189,7 +189,12 @@ def _from_block(x, queries):
 
 def _scores(queries, keys, mask):
     """Scaled and masked scores, float32 [block's B, K, T, G, S]: so no product needs a transposed side."""
-    scores = jnp.einsum("btkgh,bksh->bktgs", _fold(queries, keys), keys, preferred_element_type=jnp.float32)
+    folded = _fold(queries, keys)
+    if folded.shape[1] == 1:  # a step of decoding: the narrow side is the one to transpose
+        scores = jnp.einsum("bksh,btkgh->bkstg", keys, folded, preferred_element_type=jnp.float32)
+        scores = jnp.moveaxis(scores, 2, 4)
+    else:
+        scores = jnp.einsum("btkgh,bksh->bktgs", folded, keys, preferred_element_type=jnp.float32)
     return jnp.where(_fold(mask, keys)[:, None, :, None], scores * queries.shape[-1] ** -0.5, -1e30)
 
 
