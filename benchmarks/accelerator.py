@@ -22,6 +22,7 @@ What the JSON says of each system:
 
 import argparse
 import dataclasses
+import functools
 import importlib.util
 import math
 import os
@@ -39,10 +40,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from selfparam_jax import files, mesh, targets, teacher, trainer
+from selfparam_jax import files, hub, mesh, targets, teacher, trainer
 from selfparam_jax.lora import LoraConfig, init_lora
-from selfparam_jax.model import Decoder, ModelConfig, param_shapes
+from selfparam_jax.model import ATTENTION, BLOCKS, REMAT, Decoder, ModelConfig, param_shapes
 from selfparam_jax.packing import fill_rate
+from selfparam_jax.plan import CHIPS
 
 SYSTEMS = ("ours", "torch")
 DTYPES = ("bfloat16", "float32")
@@ -52,31 +54,24 @@ HEAD = (1,)  # what the student reads before a sentence: a beginning-of-text tok
 WEIGHT_SCALE = 0.02
 SHORTEST, MEDIAN_LENGTH, LENGTH_SPREAD = 8, 40, 0.5  # tokens of a sentence: log-normal, as questions with answers are
 
-SHAPES = {
-    "llama3-8b": ModelConfig(
-        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=8, head_dim=128, rms_norm_eps=1e-5, rope_theta=500000.0, max_position_embeddings=8192,
-    ),
-    "mistral-7b": ModelConfig(
-        vocab_size=32000, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-        num_key_value_heads=8, head_dim=128, rms_norm_eps=1e-5, rope_theta=10000.0, max_position_embeddings=32768,
-        sliding_window=4096,
-    ),
-    "tiny": ModelConfig(
-        vocab_size=256, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-5, rope_theta=10000.0, max_position_embeddings=1024,
-    ),
-}  # fmt: skip
+SHAPES = ("llama3-8b", "mistral-7b", "openllama-3b", "tiny")
+MODELS = pathlib.Path(__file__).parents[1] / "configs" / "models"
+TINY = ModelConfig(
+    vocab_size=256, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-5, rope_theta=10000.0, max_position_embeddings=1024,
+)  # fmt: skip
 
-# Dense bfloat16 FLOP/s that the makers publish. Cards of these names for other sockets (PCIe, NVL) and parts of a
-# card (MIG) are slower and must not match.
-PEAK_FLOPS = (
-    (r"NVIDIA H[12]00\b(?!.*(PCIe|NVL|MIG)).*", 989e12),
-    (r"NVIDIA A100\b(?!.*MIG).*", 312e12),
-    (r"TPU v4", 275e12),
-    (r"TPU v5 ?(lite|e)", 197e12),
-    (r"TPU v5p?", 459e12),
-    (r"TPU v6 ?(lite|e)", 918e12),
+# What JAX and torch call the devices of `plan.CHIPS`. Cards of these names for other sockets (PCIe, NVL) and parts of
+# a card (MIG) are slower and must not match.
+DEVICE_KINDS = (
+    (r"NVIDIA H100\b(?!.*(PCIe|NVL|MIG)).*", "h100"),
+    (r"NVIDIA H200\b(?!.*(PCIe|NVL|MIG)).*", "h200"),
+    (r"NVIDIA A100\b(?!.*MIG).*", "a100"),
+    (r"NVIDIA B200\b(?!.*MIG).*", "b200"),
+    (r"TPU v4", "v4"),
+    (r"TPU v5 ?(lite|e)", "v5e"),
+    (r"TPU v5p?", "v5p"),
+    (r"TPU v6 ?(lite|e)", "v6e"),
 )
 
 
@@ -95,7 +90,8 @@ class Settings:
     context_tokens: int
     dtype: str
     loss_chunk: int
-    remat: bool
+    remat: str
+    attention: str
     peak_flops: float | None
 
     def __post_init__(self):
@@ -111,10 +107,12 @@ class Settings:
                 f"tokens, {self.shape} takes {limit}; lower one of them"
             )
 
-    @property
+    @functools.cached_property
     def config(self) -> ModelConfig:
         """The architecture."""
-        return SHAPES[self.shape]
+        if self.shape == "tiny":
+            return TINY
+        return hub.read_architecture(MODELS / f"{self.shape.replace('-', '_')}.json")
 
     @property
     def weights_bytes(self) -> int:
@@ -205,7 +203,7 @@ def model_flops(
 
 def peak_flops(device_kind: str) -> float | None:
     """The device's published dense bfloat16 FLOP/s; None if it is not in the table."""
-    return next((peak for pattern, peak in PEAK_FLOPS if re.fullmatch(pattern, device_kind)), None)
+    return next((CHIPS[chip].flops for pattern, chip in DEVICE_KINDS if re.fullmatch(pattern, device_kind)), None)
 
 
 def summary(settings: Settings, workload: Workload, device: dict, measured: dict) -> dict:
@@ -286,7 +284,9 @@ def time_teacher(reader: teacher.Reader, workload: Workload) -> tuple[teacher.St
 
 def time_steps(settings: Settings, workload: Workload, devices: Mesh, params: dict, store: teacher.Store) -> dict:
     """All steps of our student."""
-    model = Decoder(settings.config, jnp.dtype(settings.dtype), settings.remat, LORA.scale)
+    model = Decoder(
+        settings.config, jnp.dtype(settings.dtype), settings.remat, LORA.scale, attention=settings.attention
+    )
     optimizer = trainer.make_optimizer(trainer.TrainConfig(learning_rate=LEARNING_RATE), settings.steps + 1)
     step = trainer.compile_step(model, optimizer, devices, trainer.LossConfig(chunk=settings.loss_chunk))
     state = trainer.init_state(init_lora(jax.random.key(0), params, LORA), optimizer)
@@ -444,7 +444,7 @@ def run_child(system: str, settings: Settings, out: str) -> None:
         result = {
             "error": f"out of device memory with --batch_rows={settings.batch_rows} --row_length="
             f"{settings.row_length} (the weights take {settings.weights_bytes / 2**30:.1f} GiB); lower one of them"
-            + (", or give --remat" if system == "ours" and not settings.remat else "")
+            + (", or give --remat=layers" if system == "ours" and settings.remat != "layers" else "")
             + f". {str(error).splitlines()[0]}"
         }
     files.write_json(out, result)
@@ -496,7 +496,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Settings]:
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="Which of ours and torch, in this order.")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="Of weights and activations.")
     parser.add_argument("--loss_chunk", type=int, default=trainer.DEFAULT_CHUNK, help="Ours: train.loss_chunk.")
-    parser.add_argument("--remat", action="store_true", help="Ours: recompute layers in the backward pass.")
+    parser.add_argument("--remat", choices=REMAT, default="none", help="Ours: config.remat.")
+    parser.add_argument("--attention", choices=ATTENTION, default=BLOCKS, help="Ours: config.attention.")
     parser.add_argument("--peak_flops", type=float, help="The device's peak FLOP/s, where the table has none.")
     parser.add_argument("--child", choices=SYSTEMS, help=argparse.SUPPRESS)  # set by the driver
     args = parser.parse_args(argv)

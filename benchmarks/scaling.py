@@ -70,7 +70,7 @@ def loss_memory(config, positions: int, chunked: bool) -> int:
     return function.lower(states, states, weights, used, head).compile().memory_analysis().temp_size_in_bytes
 
 
-def step_memory(config, remat: bool) -> dict:
+def step_memory(config, remat: str) -> dict:
     """Bytes of a training step: weights, adapter with optimiser, and what XLA reserves beside them."""
     mesh = meshes.make_mesh(jax.devices()[:1])
     model = Decoder(config, remat=remat, lora_scale=workloads.LORA.scale)
@@ -164,8 +164,8 @@ def main(_) -> None:
             for positions in POSITIONS.value
         },
         "step": {
-            "as it is": step_memory(config, remat=False),
-            "layers recomputed": step_memory(config, remat=True),
+            "as it is": step_memory(config, "none"),
+            "layers recomputed": step_memory(config, "layers"),
         },
     }
     files.write_json(OUT.value, results)

@@ -28,8 +28,14 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model = "smollm2-135m-instruct"
     # dtype of weights and activations: "float32" or "bfloat16". Products always accumulate in float32.
     config.dtype = "float32"
-    # Recompute each layer in the backward pass: less memory, a quarter more time.
-    config.remat = False
+    # How the frozen base is held: "float" (in dtype), or "int8": the kernels of its layers in 8 bits, half of what
+    # bfloat16 takes (needs the extra int8; not for job "sequential"). The adapter is merged into the base as it was.
+    config.base_weights = "float"
+    # What the backward pass computes again instead of keeping it: "none" (nothing), "layers" (all of a layer: the
+    # least memory), "products" (all but the products with weights).
+    config.remat = "none"
+    # Attention in training: "blocks" (ours), or jax.nn.dot_product_attention's "xla" or "cudnn" (GPU, bfloat16).
+    config.attention = "blocks"
 
     # Keep compiled programs from one run to the next (in the cache directory; JAX_COMPILATION_CACHE_DIR is honoured).
     config.compilation_cache = True

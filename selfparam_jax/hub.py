@@ -69,6 +69,7 @@ def load_pretrained(
     dtype: Any = jnp.float32,
     mesh: Mesh | None = None,
     cache_dir: str | os.PathLike | None = None,
+    int8: bool = False,
 ) -> Pretrained:
     """Loads a model.
 
@@ -79,21 +80,22 @@ def load_pretrained(
       mesh: over which the parameters are laid out (`sharding.parameter_shardings`); None: the first local device.
       cache_dir: where downloads are kept; None means SELFPARAM_JAX_CACHE or the user's cache directory for
         the default model and the hub's own cache for hub ids.
+      int8: round the kernels to 8 bits; needs qwix.
 
     Raises:
       ValueError: the source is no model, is damaged or not supported, does not fit the mesh, or could not be
         downloaded.
     """
-    path = Path(source).expanduser()
+    path, kind = Path(source).expanduser(), (dtype, mesh, int8)
     if source == DEFAULT_MODEL:
-        return _load_gguf(default_model_file(cache_dir), DEFAULT_MODEL, dtype, mesh)
+        return _load_gguf(default_model_file(cache_dir), DEFAULT_MODEL, *kind)
     if path.suffix == ".gguf" and path.is_file():
-        return _load_gguf(path, path.stem, dtype, mesh)
+        return _load_gguf(path, path.stem, *kind)
     if path.is_dir():
-        return _load_directory(path, path.resolve().name, dtype, mesh)
+        return _load_directory(path, path.resolve().name, *kind)
     looks_like_file = path.suffix == ".gguf" or source.startswith((".", "~"))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source, re.ASCII) and not looks_like_file:
-        return _load_directory(_download_from_hub(source, cache_dir), source, dtype, mesh)
+        return _load_directory(_download_from_hub(source, cache_dir), source, *kind)
     raise ValueError(
         f"model {source!r} is not known: got neither an existing directory or .gguf file nor a hub id. "
         f"A model may be {DEFAULT_MODEL!r} (downloaded once), a path to a .gguf file, a directory with "
@@ -104,7 +106,7 @@ def load_pretrained(
 # --- directories and the hub --------------------------------------------------------------------------
 
 
-def _load_directory(directory: Path, name: str, dtype: Any, mesh: Mesh | None) -> Pretrained:
+def _load_directory(directory: Path, name: str, dtype: Any, mesh: Mesh | None, int8: bool) -> Pretrained:
     hf_config = _read_config(directory / "config.json")
     config = weights.model_config_from_hf(hf_config)
     tokenizer = _read_tokenizer(directory)
@@ -117,17 +119,17 @@ def _load_directory(directory: Path, name: str, dtype: Any, mesh: Mesh | None) -
             f"{directory} has no weights: expected model.safetensors or pytorch_model.bin, or an index of "
             "either. Put them there; a .gguf file is given by its own path."
         )
-    return _assemble(name, source, config, hf_config, tokenizer, dtype, mesh)
+    return _assemble(name, source, config, hf_config, tokenizer, dtype, mesh, int8)
 
 
-def _assemble(name, source, config, hf_config, tokenizer, dtype, mesh) -> Pretrained:
+def _assemble(name, source, config, hf_config, tokenizer, dtype, mesh, int8) -> Pretrained:
     if len(tokenizer) > config.vocab_size:
         raise ValueError(
             f"model {name!r}: the tokenizer has {len(tokenizer)} tokens, expected at most vocab_size = "
             f"{config.vocab_size}, the rows of the embedding. Use the tokenizer of these weights."
         )
-    shardings = None if mesh is None else parameter_shardings(mesh, config)
-    params = weights.load_params(source, config, dtype, shardings)
+    shardings = None if mesh is None else parameter_shardings(mesh, config, int8)
+    params = weights.load_params(source, config, dtype, shardings, int8)
     return Pretrained(name, config, params, tokenizer, hf_config, weights.fingerprint(source, config))
 
 
@@ -299,7 +301,7 @@ def _fetch_command(requirement: Path, folder: Path) -> list[str] | None:
 # --- GGUF ---------------------------------------------------------------------------------------------
 
 
-def _load_gguf(path: Path, name: str, dtype: Any, mesh: Mesh | None) -> Pretrained:
+def _load_gguf(path: Path, name: str, dtype: Any, mesh: Mesh | None, int8: bool) -> Pretrained:
     reader = weights.open_gguf(path)
     try:
         hf_config = gguf_config(reader)
@@ -308,7 +310,7 @@ def _load_gguf(path: Path, name: str, dtype: Any, mesh: Mesh | None) -> Pretrain
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     source = weights.GGUFSource(path, config, reader)
-    return _assemble(name, source, config, hf_config, tokenizer, dtype, mesh)
+    return _assemble(name, source, config, hf_config, tokenizer, dtype, mesh, int8)
 
 
 def _metadata(reader: Any, key: str, default: Any = ...) -> Any:

@@ -78,7 +78,9 @@ class Settings:
     seed: int
     model: str
     dtype: str
-    remat: bool
+    base_weights: str
+    remat: str
+    attention: str
     prompt: str
     mesh: meshes.MeshConfig
     stall_limit_s: float
@@ -91,6 +93,11 @@ class Settings:
     checkpoint_every: int
     eval_batch: int
     export_dtype: str
+
+    @property
+    def int8(self) -> bool:
+        """Whether the base's kernels are rounded to 8 bits."""
+        return self.base_weights == "int8"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +129,10 @@ class Run:
 
     @property
     def student(self) -> Decoder:
-        return self.injected.clone(remat=self.settings.remat, lora_dropout=self.settings.lora.dropout)
+        settings = self.settings
+        return self.injected.clone(
+            remat=settings.remat, attention=settings.attention, lora_dropout=settings.lora.dropout
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,7 +307,7 @@ def inject(
         loss = trainer.LossConfig(settings.train.temperature, settings.train.loss_chunk)
         orthogonal = earlier.basis is not None
         parts = settings.train.accumulate
-        step_function = trainer.compile_step(run.student, optimizer, run.mesh, loss, orthogonal, parts)
+        step_function = trainer.compile_step(run.student, optimizer, run.mesh, loss, orthogonal, parts, settings.int8)
         if orthogonal:
             step_function = functools.partial(lambda step, *given: step(*given, earlier.basis), step_function)
         data = trainer.batches(plan, signal, run.mesh, settings.targets.answer_supervision > 0, first, parts)
@@ -340,8 +350,9 @@ def _draw_adapter(params, seed, config):
 def teacher_reader(run: Run, original: hub.Pretrained | None = None) -> teacher.Reader:
     """How the base reads, or another model of its kind."""
     train, base = run.settings.train, original or run.base
+    identity = f"{base.fingerprint} {run.settings.base_weights}"
     return teacher.Reader(
-        run.teacher, {"params": base.params}, base.fingerprint, tuple(run.prompt.head),
+        run.teacher, {"params": base.params}, identity, tuple(run.prompt.head),
         run.mesh, train.batch_rows, train.row_length,
     )  # fmt: skip
 

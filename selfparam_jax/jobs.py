@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 import pathlib
-import shutil
 import time
 from collections.abc import Callable, Sequence
 
@@ -31,13 +30,13 @@ from selfparam_jax import (
     sequential_report,
     targets,
     trainer,
-    weights,
 )
 from selfparam_jax import mesh as meshes
 from selfparam_jax.checkpoint import Checkpoints
 from selfparam_jax.contexts import Context, Question, load_texts
 from selfparam_jax.endpoint import EndpointConfig
 from selfparam_jax.examination import ask_everything, evaluate_injected, measure_bounds
+from selfparam_jax.export import export_merged
 from selfparam_jax.generator import GeneratorConfig, read_written, sift, with_written_pairs, written_about
 from selfparam_jax.injection import (
     DTYPES,
@@ -51,9 +50,10 @@ from selfparam_jax.injection import (
 )
 from selfparam_jax.inspection import inspect_pairs
 from selfparam_jax.ledger import Ledger
-from selfparam_jax.lora import LoraConfig, merge_adapters_lazily
+from selfparam_jax.lora import LoraConfig
+from selfparam_jax.model import ATTENTION, REMAT
 from selfparam_jax.packing import check_sizes
-from selfparam_jax.processes import check_shared, written_by_first
+from selfparam_jax.processes import check_shared
 from selfparam_jax.prompts import Prompt
 from selfparam_jax.workdir import claim, flatten
 
@@ -73,9 +73,17 @@ def read_settings(config) -> Settings:
     for name, value, allowed in (
         ("dtype", config.dtype, tuple(DTYPES)),
         ("export_dtype", config.export_dtype, (*DTYPES, "")),
+        ("base_weights", config.base_weights, ("float", "int8")),
+        ("remat", config.remat, tuple(REMAT)),
+        ("attention", config.attention, ATTENTION),
     ):
         if value not in allowed:
             raise ValueError(f"{name} = {value!r}, expected one of {allowed}")
+    if config.base_weights == "int8" and config.job == "sequential":
+        raise ValueError(
+            "base_weights = 'int8' with job 'sequential', expected 'float': every injection is merged into the "
+            "weights that teach the next one, and 8 bits would lose it"
+        )
     wanted, train = config.targets.to_dict(), config.train.to_dict()
     generator_name = wanted.pop("generator")
     generator_fields = {**config.generator, "kinds": tuple(config.generator.kinds)}
@@ -88,7 +96,9 @@ def read_settings(config) -> Settings:
         seed=config.seed,
         model=config.model,
         dtype=config.dtype,
+        base_weights=config.base_weights,
         remat=config.remat,
+        attention=config.attention,
         prompt=config.prompt,
         mesh=meshes.MeshConfig(**sizes),
         stall_limit_s=stall_limit_s,
@@ -170,7 +180,9 @@ def contexts_in_sequences(config: SequentialConfig, contexts: list[Context]) -> 
 
 def model_loader(settings: Settings, mesh) -> Callable[[], hub.Pretrained]:
     """Loads the model at the first call."""
-    return functools.cache(lambda: hub.load_pretrained(settings.model, DTYPES[settings.dtype], mesh))
+    return functools.cache(
+        lambda: hub.load_pretrained(settings.model, DTYPES[settings.dtype], mesh, int8=settings.int8)
+    )
 
 
 def read_unrelated(config, settings: Settings) -> list[str]:
@@ -297,23 +309,6 @@ def write_results(run: Run, systems: dict, drift: dict, timing: dict, steps: int
     files.write_json(run.workdir / "results.json", results)
     report.write_report(run.workdir)
     return files.read_json(run.workdir / "results.json")
-
-
-def export_merged(run: Run, adapters: Sequence[tuple[dict, float]]) -> None:
-    """The merged model as a Hugging Face directory, WORKDIR/merged."""
-    if (run.workdir / "merged").exists():
-        return
-    with written_by_first(run.workdir / "merged") as target:
-        temporary = target.with_name(".merged.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        dtype = DTYPES[run.settings.export_dtype]
-        merged = merge_adapters_lazily(run.base.params, adapters)
-        weights.save_safetensors(merged, run.base.config, temporary, dtype)
-        run.base.hf_config.dtype = run.settings.export_dtype
-        run.base.hf_config.save_pretrained(temporary)
-        run.base.tokenizer.save_pretrained(temporary)
-        temporary.rename(target)
 
 
 def speed(train_s: float, sentence_tokens: int) -> float:

@@ -28,6 +28,15 @@ PADDING = 0
 SHARED = -1  # keys that every segment of the row may see: a context prefix
 EMPTY = -2  # keys that nothing may see: unused slots of a cache
 
+# What the backward pass computes again: nothing; all of a layer but its input; all but its weights' products.
+REMAT = {
+    "none": None,
+    "layers": jax.checkpoint_policies.nothing_saveable,
+    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+BLOCKS = "blocks"
+ATTENTION = (BLOCKS, "xla", "cudnn")
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -279,6 +288,23 @@ class RMSNorm(nn.Module):
         return ((x32 * scale).astype(x.dtype) * weight[None, None, :].astype(x.dtype)).astype(x.dtype)
 
 
+@flax.struct.dataclass
+class Int8Kernel:
+    """A kernel rounded to 8 bits, `values * scale`.
+
+    Attributes:
+      values: int8 [..., D, F].
+      scale: float32 [..., 1, F], one per output channel, so that it may follow the product.
+    """
+
+    values: jax.Array
+    scale: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+
 class Projection(nn.Module):
     """y = x @ kernel (+ bias) (+ scale * dropout(x) @ a @ b where the adapter has this projection)."""
 
@@ -291,7 +317,11 @@ class Projection(nn.Module):
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
-        y = jnp.einsum("btd,df->btf", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+        rounded = isinstance(kernel, Int8Kernel)
+        values = kernel.values if rounded else kernel
+        y = jnp.einsum("btd,df->btf", x, values.astype(x.dtype), preferred_element_type=jnp.float32)
+        if rounded:
+            y = y * kernel.scale[None]
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
             y = y + bias[None, None, :].astype(jnp.float32)
@@ -310,6 +340,7 @@ class Attention(nn.Module):
     lora_scale: float
     lora_dropout: float
     layout: Layout | None
+    attention: str = BLOCKS
 
     @nn.compact
     def __call__(self, x, cos, sin, masks, past, deterministic):
@@ -331,7 +362,13 @@ class Attention(nn.Module):
         queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)
         # [B, K, T, H], as a cache keeps them: a step of decoding reads it without transposing it.
         keys, values = jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
-        out = attend(queries, [*past, (keys, values)], masks)
+        if self.attention == BLOCKS or past:
+            out = attend(queries, [*past, (keys, values)], masks)
+        else:
+            keys_first = (jnp.swapaxes(x, 1, 2) for x in (keys, values))
+            out = jax.nn.dot_product_attention(
+                queries, *keys_first, mask=masks[0][:, None], implementation=self.attention
+            )
         out = project("o_proj", model_dim, out.reshape(batch, length, heads * head_dim))
         return out, (keys, values)
 
@@ -364,12 +401,14 @@ class DecoderLayer(nn.Module):
     lora_dropout: float
     deterministic: bool
     layout: Layout | None
+    attention: str = BLOCKS
 
     @nn.compact
     def __call__(self, x, past, cos, sin, masks):
         shared = self.config, self.lora_scale, self.lora_dropout, self.layout
         normed = RMSNorm(self.config.rms_norm_eps, name="input_layernorm")(x)
-        attended, key_values = Attention(*shared, name="self_attn")(normed, cos, sin, masks, past, self.deterministic)
+        attention = Attention(*shared, self.attention, name="self_attn")
+        attended, key_values = attention(normed, cos, sin, masks, past, self.deterministic)
         x = placed(self.layout, x + attended, "rows", None, None)
         normed = RMSNorm(self.config.rms_norm_eps, name="post_attention_layernorm")(x)
         x = x + MLP(*shared, name="mlp")(normed, self.deterministic)
@@ -382,17 +421,20 @@ class Decoder(nn.Module):
     Attributes:
       config: the architecture.
       dtype: dtype of activations; matrix products accumulate in float32 whatever it is.
-      remat: recompute each layer in the backward pass instead of keeping its activations.
+      remat: what the backward pass computes again instead of having kept it, of `REMAT`.
+      attention: what computes it where rows read nothing before them (training without a past): `BLOCKS`, our
+        own, or an implementation of jax.nn.dot_product_attention.
       lora_scale, lora_dropout: alpha / rank and input dropout of the adapter, if one is given.
       layout: where activations lie on several devices (`mesh.Layout`); None on one.
     """
 
     config: ModelConfig
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str = "none"
     lora_scale: float = 1.0
     lora_dropout: float = 0.0
     layout: Layout | None = None
+    attention: str = BLOCKS
 
     @nn.compact
     def __call__(
@@ -436,14 +478,16 @@ class Decoder(nn.Module):
         ]
         masks.append(visible(positions, segments, positions, segments, config.sliding_window))
 
-        layer = nn.remat(DecoderLayer, prevent_cse=False) if self.remat else DecoderLayer
+        layer = DecoderLayer
+        if self.remat != "none":
+            layer = nn.remat(DecoderLayer, prevent_cse=False, policy=REMAT[self.remat])
         layers = nn.scan(
             layer,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=config.num_hidden_layers,
-        )(config, self.lora_scale, self.lora_dropout, deterministic, self.layout, name="layers")
+        )(config, self.lora_scale, self.lora_dropout, deterministic, self.layout, self.attention, name="layers")
         x, (keys, values) = layers(x, [(block.keys, block.values) for block in past], cos, sin, masks)
         hidden = RMSNorm(config.rms_norm_eps, name="norm")(x)
         return hidden, place_keys(self.layout, KeyValues(keys, values, positions, segments))

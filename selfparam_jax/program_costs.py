@@ -49,8 +49,10 @@ def _shapes(text: str) -> list[tuple[str, list[int]]]:
     return [(dtype, [int(n) for n in sizes.split(",") if n]) for dtype, sizes in _SHAPE.findall(text)]
 
 
-def _size(text: str) -> float:
-    return sum(item_bytes(dtype) * math.prod(sizes) for dtype, sizes in _shapes(text))
+def _size(text: str, float_bytes: float) -> float:
+    return sum(
+        (float_bytes if dtype == "f32" else item_bytes(dtype)) * math.prod(sizes) for dtype, sizes in _shapes(text)
+    )
 
 
 def _dot_flops(result: str, rest: str, known: dict[str, str]) -> float:
@@ -74,11 +76,12 @@ def _group_size(rest: str) -> int:
     raise ValueError(f"a collective without groups that are known: {rest[:200]}; program_costs.py must learn them")
 
 
-def _sent(kind: str, result: str, rest: str) -> float:
+def _sent(kind: str, result: str, rest: str, float_bytes: float) -> float:
+    size = _size(result, float_bytes)
     if kind == "collective-permute":
-        return _size(result)
+        return size
     count = _group_size(rest)
-    size, others = _size(result), (count - 1) / count
+    others = (count - 1) / count
     if kind == "all-reduce":
         return 2 * size * others
     if kind == "reduce-scatter":
@@ -86,11 +89,12 @@ def _sent(kind: str, result: str, rest: str) -> float:
     return size * others
 
 
-def costs(text: str, unknown_trips: int = 1) -> Costs:
+def costs(text: str, unknown_trips: int = 1, float_bytes: float = 4) -> Costs:
     """Costs of a compiled program's text (`compiled.as_text()`).
 
     Args:
       unknown_trips: how often a loop is taken to run that does not say it.
+      float_bytes: what a float32 element counts where it is sent (2: as if the program were in bfloat16).
     """
     own: dict[str, Costs] = {}
     calls: dict[str, list[tuple[str, float]]] = {}
@@ -107,7 +111,7 @@ def costs(text: str, unknown_trips: int = 1) -> Costs:
             if kind == "dot":
                 own[name].flops += _dot_flops(result, rest, known)
             elif kind in COLLECTIVES:
-                own[name].sent[kind] += _sent(kind, result, rest)
+                own[name].sent[kind] += _sent(kind, result, rest, float_bytes)
             trips = 1.0
             if kind == "while":
                 said = _TRIPS.search(rest)

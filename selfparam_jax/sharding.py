@@ -5,7 +5,7 @@ import math
 from jax.sharding import Mesh, NamedSharding
 
 from selfparam_jax.mesh import RULES, spec
-from selfparam_jax.model import ModelConfig
+from selfparam_jax.model import Int8Kernel, ModelConfig
 from selfparam_jax.weights import parameter_table, put_leaf
 
 # What of a model is split, and the name of its axis.
@@ -18,8 +18,11 @@ SPLIT = {
 }
 
 
-def parameter_shardings(mesh: Mesh, config: ModelConfig) -> dict:
+def parameter_shardings(mesh: Mesh, config: ModelConfig, int8: bool = False) -> dict:
     """The sharding of every parameter on a mesh, as a tree.
+
+    Args:
+      int8: the kernels are `Int8Kernel`s.
 
     Raises:
       ValueError: an axis cannot be split evenly; says what could be.
@@ -27,7 +30,11 @@ def parameter_shardings(mesh: Mesh, config: ModelConfig) -> dict:
     _check_sizes(mesh, config)
     tree: dict = {}
     for entry in parameter_table(config):
-        put_leaf(tree, entry, NamedSharding(mesh, spec(*entry.axes)))
+        leaf = NamedSharding(mesh, spec(*entry.axes))
+        if int8 and entry.is_kernel:
+            layers, _, outputs = entry.axes
+            leaf = Int8Kernel(leaf, NamedSharding(mesh, spec(layers, None, outputs)))
+        put_leaf(tree, entry, leaf)
     return tree
 
 

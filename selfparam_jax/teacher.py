@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from selfparam_jax.files import replacing_own
 from selfparam_jax.mesh import agreed, fetch, put_rows, share_of, sum_of_shares
-from selfparam_jax.model import Decoder, KeyValues, apply_head
+from selfparam_jax.model import BLOCKS, Decoder, KeyValues, apply_head
 from selfparam_jax.packing import NO_SLOT, Piece, Rows, fill_rows, first_fit_decreasing
 from selfparam_jax.prefix import Prefix, read_prefixes, round_up
 from selfparam_jax.targets import Sentence, context_groups
@@ -196,7 +196,7 @@ def digest(reader: Reader, prefix: Sequence[int], sentences: Sequence[Sentence])
     what = {
         "format": FORMAT,
         "parameters": reader.identity,
-        "architecture": repr(reader.model.clone(remat=False, layout=None)),
+        "architecture": repr(reader.model.clone(remat="none", attention=BLOCKS, layout=None)),
         "prefix": list(map(int, prefix)),
         "sentences": [[list(map(int, s.ids)), s.loss_tokens, s.start] for s in sentences],
     }

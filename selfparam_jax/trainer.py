@@ -307,6 +307,7 @@ def compile_step(
     loss: LossConfig = LossConfig(),
     orthogonal: bool = False,
     accumulate: int = 1,
+    int8: bool = False,
 ) -> Callable:
     """`train_step` jitted over the mesh: rows and weights split by its table, the adapter everywhere, state donated.
 
@@ -314,15 +315,16 @@ def compile_step(
 
     Args:
       accumulate: into how many parts a batch is cut (`make_batch`).
+      int8: the base's kernels are `Int8Kernel`s.
     """
-    return _compiled_step(model, optimizer.update, mesh, loss, orthogonal, int(accumulate > 1))
+    return _compiled_step(model, optimizer.update, mesh, loss, orthogonal, int(accumulate > 1), int8)
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled_step(model, update, mesh, loss, orthogonal, axis_of_rows) -> Callable:
+def _compiled_step(model, update, mesh, loss, orthogonal, axis_of_rows, int8) -> Callable:
     same, rows = replicated(mesh), split_rows(mesh, axis_of_rows)
     step = functools.partial(train_step, model=model, update=update, loss=loss)
-    given = (same, parameter_shardings(mesh, model.config), rows, same, *((same,) if orthogonal else ()))
+    given = (same, parameter_shardings(mesh, model.config, int8), rows, same, *((same,) if orthogonal else ()))
     return jax.jit(step, in_shardings=given, out_shardings=(same, same), donate_argnums=0)
 
 

@@ -25,7 +25,8 @@ from safetensors.numpy import save_file
 from selfparam_jax.files import replacing
 from selfparam_jax.lora import LazyKernel
 from selfparam_jax.mesh import fetch
-from selfparam_jax.model import ModelConfig, RopeScaling, rope_frequencies
+from selfparam_jax.model import Int8Kernel, ModelConfig, RopeScaling, rope_frequencies
+from selfparam_jax.quantization import round_kernel
 
 Index = tuple[slice, ...]
 FINGERPRINT_ELEMENTS = 4096
@@ -141,6 +142,11 @@ class Entry:
     transpose: bool
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is the weight [L, D, F] of a projection."""
+        return self.path[-1] == "kernel"
 
     @property
     def stacked(self) -> bool:
@@ -431,6 +437,7 @@ def load_params(
     config: ModelConfig,
     dtype: Any,
     shardings: dict | None = None,
+    int8: bool = False,
 ) -> dict:
     """Our parameter tree as jax.Arrays; each device's slice is read, and nothing else.
 
@@ -439,6 +446,7 @@ def load_params(
       config: architecture; must match the source exactly.
       dtype: of every leaf.
       shardings: of every leaf, as a tree (`sharding.parameter_shardings`); None puts all on the first local device.
+      int8: round the kernels to 8 bits (`quantization.round_kernel`), one after the other as they are read.
 
     Raises:
       ValueError: a tensor is missing, unexpected, mis-shapen or unreadable. NaN and inf are not looked for.
@@ -448,8 +456,11 @@ def load_params(
     tree: dict = {}
     for entry in parameter_table(config):
         sharding = single if shardings is None else functools.reduce(operator.getitem, entry.path, shardings)
-        read = _reader(source, entry, np.dtype(dtype))
-        put_leaf(tree, entry, jax.make_array_from_callback(entry.shape, sharding, read))
+        whole = sharding.values if isinstance(sharding, Int8Kernel) else sharding
+        leaf = jax.make_array_from_callback(entry.shape, whole, _reader(source, entry, np.dtype(dtype)))
+        if int8 and entry.is_kernel:
+            leaf = round_kernel(leaf, sharding if shardings else Int8Kernel(single, single))
+        put_leaf(tree, entry, leaf)
     return tree
 
 

@@ -17,11 +17,11 @@ from benchmarks import accelerator
 from selfparam_jax import mesh
 from selfparam_jax.model import param_shapes, visible
 
-TINY = accelerator.SHAPES["tiny"]
+TINY = accelerator.TINY
 FLAGS = ["--shape=tiny", "--steps=2", "--batch_rows=2", "--row_length=32", "--context_tokens=24"]
 SETTINGS = accelerator.Settings(
     shape="tiny", steps=2, batch_rows=2, row_length=32, context_tokens=24, dtype="bfloat16", loss_chunk=128,
-    remat=False, peak_flops=None,
+    remat="none", attention="blocks", peak_flops=None,
 )  # fmt: skip
 
 
@@ -234,7 +234,9 @@ def test_what_does_not_fit_is_said(tmp_path, monkeypatch):
     fails_with("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\nmore")
     error = json.loads(out.read_text())["error"]
     assert (
-        "--batch_rows=2 --row_length=32" in error and "--remat. RESOURCE_EXHAUSTED" in error and "more" not in error
+        "--batch_rows=2 --row_length=32" in error
+        and "--remat=layers. RESOURCE_EXHAUSTED" in error
+        and "more" not in error
     )
     with pytest.raises(RuntimeError, match="a fault of ours"):
         fails_with("a fault of ours")

@@ -127,7 +127,7 @@ def test_the_memory_of_the_loss_does_not_follow_the_positions(tiny_model):
 
 
 def test_the_memory_of_a_step(tiny_model):
-    plain, again = (scaling.step_memory(tiny_model.config, remat) for remat in (False, True))
+    plain, again = (scaling.step_memory(tiny_model.config, remat) for remat in ("none", "layers"))
     assert plain["weights_bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(tiny_model.params))
     assert plain["chunk_bytes"] == 128 * tiny_model.config.vocab_size * 4
     optimizer = trainer.make_optimizer(trainer.TrainConfig(), 1)
@@ -135,3 +135,36 @@ def test_the_memory_of_a_step(tiny_model):
     state = trainer.init_state(lora, optimizer)
     assert plain["adapter_and_optimizer_bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert again["reserved_bytes"] < plain["reserved_bytes"]
+
+
+def test_filling_by_hand():
+    filling = tiny.benchmark("filling")
+    padded, buckets, packed = filling.count([10, 16, 17, 60], packed=0.8)
+    assert (padded[1], buckets[1], packed[1]) == (4 * 60 / 103, (16 + 16 + 32 + 64) / 103, 1.25)
+    assert (padded[2], buckets[2], packed[2]) == (1, 3, 1)
+
+
+def test_options(base, monkeypatch):
+    """Every option of a CPU trains on the same rows; those that change nothing but memory have the same losses."""
+    options = tiny.benchmark("options")
+    monkeypatch.setattr(options, "GENERAL", 2)
+    shortened = [dataclasses.replace(each, context=each.context[:200]) for each in workloads.example_contexts(1, 8)]
+    monkeypatch.setattr(options, "example_contexts", lambda count: shortened)
+
+    def load(option):
+        params = jax.tree.map(lambda leaf: leaf.astype(option.dtype), base.params)
+        return dataclasses.replace(base, params=tiny.rounded(params) if option.int8 else params)
+
+    assert list(options.chosen(["accumulate=2"])) == ["as it is", "train.accumulate=2"]
+    wanted = options.chosen([])
+    assert len(wanted) == len(options.OPTIONS) - 1  # no cuDNN on a CPU
+    rows = {row["option"]: row for row in options.measure(wanted, load, 2)}
+    for name in ("remat=products", "remat=layers", "train.accumulate=2", "train.accumulate=4", "attention=xla"):
+        assert rows[name]["loss_difference"] < 1e-5, name
+        assert rows[name]["kl_to_float32"] < 1e-9
+    assert rows["remat=layers"]["reserved_bytes"] < rows["as it is"]["reserved_bytes"]
+    assert rows["train.accumulate=4"]["reserved_bytes"] < rows["train.accumulate=2"]["reserved_bytes"]
+    assert 1e-6 < rows["base_weights=int8"]["kl_to_float32"] < 1e-2
+    assert rows["base_weights=int8"]["base_bytes"] < rows["as it is"]["base_bytes"]
+    assert rows["dtype=bfloat16"]["base_bytes"] == rows["as it is"]["base_bytes"] / 2
+    assert len(options.table(list(rows.values())).splitlines()) == 2 + len(rows)

@@ -438,3 +438,29 @@ def test_configurations_fill_every_field(config):
     settings = jobs.read_settings(config)
     assert set(config.endpoint) == set(vars(settings.endpoint))
     assert settings.generator.answer_shape == settings.targets.answer_shape == "short"
+
+
+def test_a_base_in_8_bits(config, model_dir, tmp_path):
+    pytest.importorskip("qwix", reason="needs the extra int8")
+    config.base_weights, config.export_dtype = "int8", "float32"
+    results = jobs.run_job(config, str(tmp_path / "eight"))
+    assert set(results["scores"]) == {"base_q", "base_cq", "injected"}
+    _, factors = adapter(tmp_path / "eight")
+    # The adapter is merged into the base as the checkpoint has it, not into the rounded one.
+    before, after = load_file(model_dir / "model.safetensors"), load_file(tmp_path / "eight/merged/model.safetensors")
+    scale = config.lora.alpha / config.lora.rank
+    a, b = (factors[f"['layers']['mlp']['gate_proj']['{name}']"][0] for name in "ab")
+    name = "model.layers.0.mlp.gate_proj.weight"
+    np.testing.assert_allclose(after[name], before[name] + scale * (a @ b).T, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(after["model.norm.weight"], before["model.norm.weight"])
+    assert len(jobs.ask(str(tmp_path / "eight"), ["Who founded Ava?"])) == 1
+
+    config.base_weights = "float"
+    with pytest.raises(ValueError, match="base_weights"):
+        jobs.run_job(config, str(tmp_path / "eight"))
+    config.base_weights, config.job = "int8", "sequential"
+    with pytest.raises(ValueError, match="'int8' with job 'sequential', expected 'float'"):
+        jobs.read_settings(config)
+    config.base_weights = "int4"
+    with pytest.raises(ValueError, match=r"base_weights = 'int4', expected one of \('float', 'int8'\)"):
+        jobs.read_settings(config)

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "selfparam_jax"
 LAYERS = (
     "model processes program_costs",
     "files command backend",
-    "lora packing prefix mesh checkpoint contexts prompts workdir replies",
+    "quantization lora packing prefix mesh checkpoint contexts prompts workdir replies",
     "pairs corpora",
     "weights objective generate question_prompts ledger",
     "sharding",
@@ -19,7 +19,7 @@ LAYERS = (
     "teacher trainer evaluate",
     "baselines recommend report likelihood agreement rehearsal",
     "injection",
-    "authoring examination compare",
+    "authoring examination export compare",
     "sequential sequential_report",
     "jobs",
     "plan main ask targets.__main__ ledger.__main__",

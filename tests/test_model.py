@@ -343,7 +343,37 @@ def test_empty_slots_change_nothing(small):
         close(found, expected, 1e-6)
 
 
-def test_remat_changes_nothing(tiny_model):
+@pytest.mark.parametrize("case", ["gqa", "mistral"])  # Mistral's window is shorter than the rows
+@pytest.mark.parametrize("attention", ["xla", pytest.param("cudnn", marks=pytest.mark.gpu)])
+def test_attention_by_jax_is_ours(case, attention, from_hf, monkeypatch):
+    pytest.importorskip("torch")
+    if attention == "cudnn" and jax.default_backend() != "gpu":
+        pytest.skip("needs a GPU")
+    asked, theirs = [], jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *a, **k: asked.append(k) or theirs(*a, **k))
+    config, params = from_hf(tiny.hf_model(case))
+    ids, positions = jnp.asarray(tiny.token_ids(12)), jnp.asarray([[0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 0]] * 2)
+    segments = jnp.asarray([[1] * 8 + [2] * 3 + [PADDING], [1] * 8 + [2] * 3 + [PADDING]])
+    dtype = jnp.float32 if attention == "xla" else jnp.bfloat16
+
+    def value_and_gradient(attention):
+        def loss(params):
+            model = Decoder(config, dtype, attention=attention)
+            hidden, read = model.apply({"params": params}, ids, positions, segments)
+            return jnp.sum(jnp.sin(hidden)[:, :11].astype(jnp.float32)), read.keys
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    tolerance = 1e-5 if attention == "xla" else 3e-2
+    for left, right in zip(
+        jax.tree.leaves(value_and_gradient(attention)), jax.tree.leaves(value_and_gradient("blocks")), strict=True
+    ):
+        np.testing.assert_allclose(left, right, rtol=tolerance, atol=tolerance * max(1, np.abs(right).max()))
+    assert asked and all(given["implementation"] == attention for given in asked)
+
+
+@pytest.mark.parametrize("remat", ["layers", "products"])
+def test_remat_changes_nothing(tiny_model, remat):
     config, params = tiny_model.config, tiny_model.params
     ids = jnp.asarray(tiny.token_ids(7))
     positions = jnp.broadcast_to(jnp.arange(7)[None], ids.shape)
@@ -356,11 +386,11 @@ def test_remat_changes_nothing(tiny_model):
 
         return jax.value_and_grad(loss)(params)
 
-    plain, again = value_and_gradient(params, False), value_and_gradient(params, True)
+    plain, again = value_and_gradient(params, "none"), value_and_gradient(params, remat)
     for left, right in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-5)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(plain[1]["layers"]))
-    text = str(jax.make_jaxpr(lambda p: value_and_gradient(p, True))(params))
+    text = str(jax.make_jaxpr(lambda p: value_and_gradient(p, remat))(params))
     assert "remat" in text or "checkpoint" in text
 
 

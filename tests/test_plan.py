@@ -206,6 +206,22 @@ def test_half_the_bytes_in_bfloat16(config):
     assert half["activations"] == pytest.approx((full["activations"] - logits) / 2 + logits)
 
 
+def test_a_quarter_of_float32s_bytes_in_8_bits(config):
+    changes = {"mesh.data": 1, "mesh.fsdp": 4, "mesh.tensor": 2}
+    full, eight = (plan.make_plan(settings_of(base_weights=b, **changes), config, MACHINE) for b in ("float", "int8"))
+    table = weights.parameter_table(config)
+    kernels = [entry for entry in table if entry.is_kernel]
+    elements = sum(math.prod(entry.shape) for entry in kernels)
+    # Each scale is split as its kernel's outputs are.
+    scales = sum(
+        entry.shape[0] * entry.shape[2] / {"hidden": 4, "heads": 2, "inner": 2}[entry.axes[2]] for entry in kernels
+    )
+    assert full["parameters"] - eight["parameters"] == pytest.approx(3 * elements / 8 - 4 * scales)
+    # What is gathered is gathered in 8 bits.
+    assert eight["sent"]["all-gather"] < 0.5 * full["sent"]["all-gather"]
+    assert eight["base_weights"] == "int8"
+
+
 @pytest.mark.parametrize(
     ("name", "count"), [("v5e-16", 16), ("v5litepod-16", 16), ("v4-8", 4), ("h100-8", 8), ("h200-1", 1)]
 )
@@ -238,7 +254,7 @@ def test_the_command(tmp_path):
     command = [sys.executable, "-m", "selfparam_jax.plan", "--devices=v5e-4", f"--out={out}"]
     config = ["--config=configs/models/openllama_3b.py", "--config.train.batch_rows=4"]
     done = subprocess.run([*command, *config], cwd=ROOT, capture_output=True, text=True, timeout=600, check=True)
-    assert "v5e-4: mesh data 1 x fsdp 4 x tensor 1, 4 rows x 512 tokens, remat on" in done.stdout
+    assert "v5e-4: mesh data 1 x fsdp 4 x tensor 1, 4 rows x 512 tokens, remat layers, float base" in done.stdout
     assert "teacher store: 6,400 bytes per sentence token" in done.stdout
     (written,) = json.loads(out.read_text())
     assert written["fits"] and written["parameters"] == pytest.approx(3.43e9 * 2 / 4, rel=1e-2)

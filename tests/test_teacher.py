@@ -415,7 +415,7 @@ CHANGES = {
     "the shape of the rows": (lambda s: s, {"rows": 5, "row_length": 40}, set()),
     "the architecture": (with_another_epsilon, {}, EVERYTHING),
     "the dtype": (in_bfloat16, {}, EVERYTHING),
-    "remat": (lambda s: dataclasses.replace(s, model=s.model.clone(remat=True)), {}, set()),
+    "remat": (lambda s: dataclasses.replace(s, model=s.model.clone(remat="layers")), {}, set()),
 }
 
 

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selfparam_jax.model import apply_head, head_weight
+from selfparam_jax.model import Int8Kernel, apply_head, head_weight
+from selfparam_jax.quantization import round_kernel
 
 SIZES = {
     "vocab_size": 272,
@@ -256,6 +257,16 @@ def gguf_tensors(model) -> dict[str, np.ndarray]:
         half = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
         tensors["rope_freqs.weight"] = (config.rope_parameters["rope_theta"] ** -half / scaled).astype(np.float32)
     return tensors
+
+
+def rounded(params: dict) -> dict:
+    """The same tree with its kernels in 8 bits, on the first device."""
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def convert(path, leaf):
+        return round_kernel(leaf, Int8Kernel(one, one)) if path[-1].key == "kernel" else leaf
+
+    return jax.tree_util.tree_map_with_path(convert, params)
 
 
 def benchmark(name: str):

@@ -20,7 +20,7 @@ import numpy as np
 from selfparam_jax import hub, jobs, trainer
 from selfparam_jax import mesh as meshes
 from selfparam_jax.lora import init_lora
-from selfparam_jax.model import Decoder, ModelConfig, param_shapes
+from selfparam_jax.model import Decoder, Int8Kernel, ModelConfig, param_shapes
 from selfparam_jax.objective import Signal
 from selfparam_jax.program_costs import Costs, costs
 from selfparam_jax.sharding import parameter_shardings
@@ -108,12 +108,17 @@ def pretended_batch(settings, config: ModelConfig, mesh) -> trainer.Batch:
     return trainer.Batch(ids, ids, ids, numbers, signal)
 
 
-def pretended_params(config: ModelConfig, mesh) -> dict:
-    """Shapes of the parameters (float32), laid out on the mesh."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        param_shapes(config), parameter_shardings(mesh, config),
-    )  # fmt: skip
+def pretended_params(config: ModelConfig, mesh, int8: bool = False) -> dict:
+    """Shapes of the parameters (float32, or kernels in 8 bits), laid out on the mesh."""
+
+    def array(leaf, sharding):
+        if isinstance(sharding, Int8Kernel):
+            layers, _, outputs = leaf.shape
+            scale = jax.ShapeDtypeStruct((layers, 1, outputs), jnp.float32, sharding=sharding.scale)
+            return Int8Kernel(jax.ShapeDtypeStruct(leaf.shape, jnp.int8, sharding=sharding.values), scale)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(array, param_shapes(config), parameter_shardings(mesh, config, int8))
 
 
 def compile_for(settings, config: ModelConfig, mesh, params: dict, lora: dict) -> Any:
@@ -123,20 +128,25 @@ def compile_for(settings, config: ModelConfig, mesh, params: dict, lora: dict) -
     """
     settings = dataclasses.replace(settings, dtype="float32")
     same = meshes.replicated(mesh)
-    model = Decoder(
-        config, jnp.float32, settings.remat, settings.lora.scale, settings.lora.dropout, meshes.layout_of(mesh)
-    )
+    layout, lora_config = meshes.layout_of(mesh), settings.lora
+    model = Decoder(config, jnp.float32, settings.remat, lora_config.scale, lora_config.dropout, layout)
     optimizer = trainer.make_optimizer(settings.train, 100)
     state = jax.eval_shape(lambda lora: trainer.init_state(lora, optimizer), lora)
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=same), state)
     loss = trainer.LossConfig(settings.train.temperature, settings.train.loss_chunk)
-    step = trainer.compile_step(model, optimizer, mesh, loss, accumulate=settings.train.accumulate)
+    step = trainer.compile_step(
+        model, optimizer, mesh, loss, accumulate=settings.train.accumulate, int8=settings.int8
+    )
     return step.lower(state, params, pretended_batch(settings, config, mesh), jax.random.key(0)).compile()
 
 
-def _held(tree) -> float:
-    """Elements of a tree of shapes on one device."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
+def _held(tree, float_bytes: int) -> float:
+    """Bytes of a tree of shapes on one device; what is float32 in it has so many per element."""
+
+    def held(leaf):
+        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * (1 if leaf.dtype == jnp.int8 else float_bytes)
+
+    return float(sum(held(leaf) for leaf in jax.tree.leaves(tree)))
 
 
 def make_plan(settings, config: ModelConfig, machine: Machine, devices=None) -> dict:
@@ -152,8 +162,9 @@ def make_plan(settings, config: ModelConfig, machine: Machine, devices=None) -> 
     """
     mesh = meshes.make_mesh(devices, settings.mesh)
     meshes.check_rows(mesh, settings.train.batch_rows // settings.train.accumulate, "train.batch_rows")
-    params, bytes_each = pretended_params(config, mesh), np.dtype(jobs.DTYPES[settings.dtype]).itemsize
-    elements = _held(params)
+    bytes_each = np.dtype(jobs.DTYPES[settings.dtype]).itemsize
+    params = pretended_params(config, mesh, settings.int8)
+    weights = _held(params, bytes_each)
     lora = jax.eval_shape(lambda: init_lora(jax.random.key(0), params, settings.lora))
     adapter = 4.0 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(lora))
     compiled = compile_for(settings, config, mesh, params, lora)
@@ -167,39 +178,37 @@ def make_plan(settings, config: ModelConfig, machine: Machine, devices=None) -> 
     tokens = train.batch_rows * train.row_length
     batch = tokens / row_shards * (4 * 5 + bytes_each * config.hidden_size)
     chunks = math.ceil(positions / chunk)
-    work = costs(compiled.as_text(), chunks)
+    work = costs(compiled.as_text(), chunks, bytes_each)
     sizes = {
-        "parameters": elements * bytes_each,
+        "parameters": weights,
         "adapter": adapter,
         "optimizer": 2 * adapter,
         "batch": batch,
         "activations": activations,
     }
     total, chip = sum(sizes.values()), machine.chip
-    passes = 3 if settings.remat else 2
+    passes = 3 if settings.remat == "layers" else 2
+    # Of the weights, what a device reads in one pass: its own and those gathered from others.
+    read = passes * weights * mesh.shape["fsdp"] + 2 * activations
     return {
         "machine": machine.name,
         "mesh": {name: int(size) for name, size in mesh.shape.items()},
         "batch_rows": train.batch_rows,
         "row_length": train.row_length,
         "remat": settings.remat,
+        "base_weights": settings.base_weights,
         **sizes,
         "total": total,
         "memory": chip.memory,
         "fits": bool(total <= USABLE * chip.memory),
         "teacher_store_per_token": config.hidden_size * bytes_each,
-        **times(work, chip, bytes_each, passes * _gathered(mesh, elements, bytes_each) + 2 * activations, tokens),
+        **times(work, chip, bytes_each, read, tokens),
     }
-
-
-def _gathered(mesh, elements: float, bytes_each: int) -> float:
-    """Bytes of the weights that a device reads in one pass: its own and those gathered from others."""
-    return elements * mesh.shape["fsdp"] * bytes_each
 
 
 def times(work: Costs, chip: Chip, bytes_each: int, read: float, tokens: int) -> dict:
     """Least times of a step by the published peaks (float32 products are taken to be half as fast)."""
-    sent = {kind: size * bytes_each / 4 for kind, size in sorted(work.sent.items())}
+    sent = dict(sorted(work.sent.items()))
     least = {
         "compute_s": work.flops / chip.flops * (1 if bytes_each == 2 else 2),
         "read_s": read / chip.bandwidth,
@@ -216,7 +225,7 @@ def alternatives(settings, machine: Machine) -> list[tuple[str, Any]]:
     found, said, now = [], [], settings
     for flag, field, value in (
         ("--config.mesh.data=1 --config.mesh.fsdp=-1", "mesh", spread),
-        ("--config.remat=True", "remat", True),
+        ("--config.remat=layers", "remat", "layers"),
         (f"--config.train.batch_rows={fewer}", "train", dataclasses.replace(train, batch_rows=fewer)),
     ):
         if getattr(now, field) != value:
@@ -242,7 +251,7 @@ def describe(plan: dict) -> str:
     gib = 2**30
     mesh = " x ".join(f"{name} {size}" for name, size in plan["mesh"].items())
     lines = [f"{plan['machine']}: mesh {mesh}, {plan['batch_rows']} rows x {plan['row_length']} tokens, "
-             f"remat {'on' if plan['remat'] else 'off'}", "", "per device, GiB:"]  # fmt: skip
+             f"remat {plan['remat']}, {plan['base_weights']} base", "", "per device, GiB:"]  # fmt: skip
     for name in ("parameters", "adapter", "optimizer", "batch", "activations", "total"):
         lines.append(f"  {name:<12} {plan[name] / gib:8.2f}")
     state = "fits" if plan["fits"] else "DOES NOT FIT"
