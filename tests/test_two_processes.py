@@ -48,8 +48,12 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start(command, workdir, count, *more):
-    """The processes of a job; what they print is in WORKDIR.INDEX.log."""
+def start(command, workdir, count, *more, own=None):
+    """The processes of a job; what they print is in WORKDIR.INDEX.log.
+
+    Args:
+      own: the work directory of each, if they have not the same.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     together = [f"--coordinator_address=localhost:{free_port()}", f"--process_count={count}", "--heartbeat_s=10"]
@@ -58,7 +62,7 @@ def start(command, workdir, count, *more):
     started = []
     for index in range(count):
         which = [f"--process_index={index}"] if count > 1 else []
-        line = [*command, f"--workdir={workdir}", *together, *which, *more]
+        line = [*command, f"--workdir={own[index] if own else workdir}", *together, *which, *more]
         with workdir.with_name(f"{workdir.name}.{index}.log").open("w") as log:
             started.append(subprocess.Popen(line, cwd=ROOT, env=environment, stdout=log, stderr=log))
     return started
@@ -153,18 +157,45 @@ def test_a_killed_process_ends_the_others_and_four_go_on(command, alone, tmp_pat
 
 def test_a_directory_that_is_not_shared_is_refused(command, tmp_path):
     """Each process is given a place of its own, as on hosts without common storage."""
-    port, started = free_port(), []
-    for index in (0, 1):
-        workdir = tmp_path / f"host{index}" / "run"
+    own = [tmp_path / f"host{index}" / "run" for index in (0, 1)]
+    for workdir in own:
         workdir.parent.mkdir()
-        line = [*command, f"--workdir={workdir}", f"--coordinator_address=localhost:{port}", "--process_count=2"]
-        line += [f"--process_index={index}", "--heartbeat_s=10"]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-        with (tmp_path / f"{index}.log").open("w") as log:
-            started.append(subprocess.Popen(line, cwd=ROOT, env=environment, stdout=log, stderr=log))
+    started = start(command, tmp_path / "log", 2, own=own)
     assert [process.wait(timeout=LIMIT_S) for process in started] == [1, 1]
-    for index in (0, 1):
-        message = (tmp_path / f"{index}.log").read_text()
-        workdir = tmp_path / f"host{index}" / "run"
+    for index, workdir in enumerate(own):
+        message = log_of(tmp_path / "log", index)
         assert f"error: process 1 of 2 does not see {workdir} as the first process does" in message
         assert not workdir.exists() and not list(workdir.parent.iterdir())
+
+
+def test_a_sequence_by_two_processes(command, tmp_path):
+    """Pairs that the model writes, unrelated text that it draws, and two injections, the second with rehearsal."""
+    settings = {
+        "job": "sequential",
+        "sequential.length": 2,
+        "sequential.rehearsal_pairs": 2,
+        "sequential.rehearsal_per_epoch": 2,
+        "sequential.imagined_per_epoch": 2,
+        "unrelated": "self",
+        "targets.generator": "local",
+        "generator.rounds": 1,
+        "generator.replies": 4,
+        "generator.reply_tokens": 16,
+        "train.epochs": 3,
+    }
+    more = [f"--config.{name}={value}" for name, value in settings.items()]
+    one, two = tmp_path / "one", tmp_path / "two"
+    finish(start(command, one, 1, *more), one)
+    finish(start(command, two, 2, *more, "--config.mesh.data=1", "--config.mesh.tensor=2"), two)
+    for name in ("pairs.jsonl", "unrelated.jsonl", "sequences/000/injections/001/targets.jsonl"):
+        assert files.read_lines(two / name) == files.read_lines(one / name), name
+    kinds = {line["kind"] for line in files.read_lines(one / "sequences/000/injections/001/targets.jsonl")}
+    assert {"qa", "unrelated", "rehearsal"} <= kinds
+    for done in range(3):
+        examined = [files.read_json(run / f"sequences/000/examinations/{done:03d}.json") for run in (one, two)]
+        assert examined[0]["f1"] == examined[1]["f1"]
+        np.testing.assert_allclose(examined[0]["log_likelihood"], examined[1]["log_likelihood"], rtol=1e-3)
+    merged = [load_file(run / "merged" / "model.safetensors") for run in (one, two)]
+    for name, tensor in merged[0].items():  # bfloat16: within two roundings
+        left, right = tensor.astype(np.float32), merged[1][name].astype(np.float32)
+        np.testing.assert_allclose(left, right, rtol=2**-7, atol=1e-4, err_msg=name)
