@@ -148,7 +148,7 @@ def test_options(base, monkeypatch):
     """Every option of a CPU trains on the same rows; those that change nothing but memory have the same losses."""
     options = tiny.benchmark("options")
     monkeypatch.setattr(options, "GENERAL", 2)
-    shortened = [dataclasses.replace(each, context=each.context[:200]) for each in workloads.example_contexts(1, 8)]
+    shortened = [dataclasses.replace(each, context=each.context[:200]) for each in workloads.example_contexts(1, 24)]
     monkeypatch.setattr(options, "example_contexts", lambda count: shortened)
 
     def load(option):

@@ -176,7 +176,7 @@ def test_block(case, from_hf):
             torch.from_numpy(x), attention_mask=hf_mask, position_embeddings=cos_sin
         ).numpy()
     cos, sin, mask = our_block_inputs(config, 9)
-    block = ours.DecoderLayer(config, 1.0, 0.0, True)
+    block = ours.DecoderLayer(config, 1.0, 0.0, True, None)
     found, _ = block.apply({"params": layer(params, 1)}, jnp.asarray(x), [], cos, sin, [mask])
     close(found, expected)
 

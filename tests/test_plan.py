@@ -217,8 +217,6 @@ def test_a_quarter_of_float32s_bytes_in_8_bits(config):
         entry.shape[0] * entry.shape[2] / {"hidden": 4, "heads": 2, "inner": 2}[entry.axes[2]] for entry in kernels
     )
     assert full["parameters"] - eight["parameters"] == pytest.approx(3 * elements / 8 - 4 * scales)
-    # What is gathered is gathered in 8 bits.
-    assert eight["sent"]["all-gather"] < 0.5 * full["sent"]["all-gather"]
     assert eight["base_weights"] == "int8"
 
 
