@@ -305,6 +305,31 @@ class Int8Kernel:
         return self.values.shape
 
 
+@jax.custom_vjp
+def int8_product(x: jax.Array, values: jax.Array, scale: jax.Array) -> jax.Array:
+    """x @ (values * scale) in float32: x [B, T, D], and the parts of an `Int8Kernel` [D, F], which get no gradient.
+
+    Its gradient is written out to keep the int8 values for the backward pass; derived, it would keep them converted.
+    """
+    return _int8_forward(x, values, scale)[0]
+
+
+def _int8_forward(x, values, scale):
+    y = jnp.einsum("btd,df->btf", x, values.astype(x.dtype), preferred_element_type=jnp.float32)
+    # x itself is not needed: only its dtype.
+    return y * scale[None], (values, scale, jnp.zeros((), x.dtype))
+
+
+def _int8_backward(residuals, gradient):
+    values, scale, like = residuals
+    scaled = (gradient * scale[None]).astype(like.dtype)
+    to_x = jnp.einsum("btf,df->btd", scaled, values.astype(like.dtype), preferred_element_type=jnp.float32)
+    return to_x.astype(like.dtype), None, None
+
+
+int8_product.defvjp(_int8_forward, _int8_backward)
+
+
 class Projection(nn.Module):
     """y = x @ kernel (+ bias) (+ scale * dropout(x) @ a @ b where the adapter has this projection)."""
 
@@ -317,11 +342,10 @@ class Projection(nn.Module):
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
-        rounded = isinstance(kernel, Int8Kernel)
-        values = kernel.values if rounded else kernel
-        y = jnp.einsum("btd,df->btf", x, values.astype(x.dtype), preferred_element_type=jnp.float32)
-        if rounded:
-            y = y * kernel.scale[None]
+        if isinstance(kernel, Int8Kernel):
+            y = int8_product(x, kernel.values, kernel.scale)
+        else:
+            y = jnp.einsum("btd,df->btf", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
             y = y + bias[None, None, :].astype(jnp.float32)

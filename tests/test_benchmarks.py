@@ -165,6 +165,8 @@ def test_options(base, monkeypatch):
     assert rows["remat=layers"]["reserved_bytes"] < rows["as it is"]["reserved_bytes"]
     assert rows["train.accumulate=4"]["reserved_bytes"] < rows["train.accumulate=2"]["reserved_bytes"]
     assert 1e-6 < rows["base_weights=int8"]["kl_to_float32"] < 1e-2
+    # Nothing of the base is kept in float for the backward pass.
+    assert rows["base_weights=int8"]["reserved_bytes"] < 1.02 * rows["as it is"]["reserved_bytes"]
     assert rows["base_weights=int8"]["base_bytes"] < rows["as it is"]["base_bytes"]
     assert rows["dtype=bfloat16"]["base_bytes"] == rows["as it is"]["base_bytes"] / 2
     assert len(options.table(list(rows.values())).splitlines()) == 2 + len(rows)
