@@ -8,8 +8,8 @@ of its own, and their rows are taken to be full batches (in truth the last of ev
 
 from absl import app
 
-from benchmarks.workload import example_contexts, make_sentences, train_config
-from selfparam_jax import hub, targets, trainer
+from benchmarks.workload import example_contexts, make_sentences, plan_of, train_config
+from selfparam_jax import hub
 from selfparam_jax.prompts import Prompt
 
 DOCUMENTS, ROWS, LENGTH = 16, 4, 288
@@ -43,9 +43,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     prompt = Prompt("plain", hub.load_pretrained(hub.DEFAULT_MODEL).tokenizer)
     sentences = make_sentences(example_contexts(DOCUMENTS), prompt)
-    unrelated = sum(sentence.kind == "unrelated" for sentence in sentences)
-    config = train_config(1, ROWS, LENGTH)
-    plan = trainer.Plan(sentences, targets.first_slots(sentences), prompt.head, config, unrelated)
+    plan = plan_of(sentences, prompt, train_config(1, ROWS, LENGTH))
     lengths = [len(prompt.head) + len(sentence.ids) for sentence in sentences]
     print(f"{len(lengths)} sentences of {min(lengths)} to {max(lengths)} tokens\n")
     print("| rows | positions per token | programs |")

@@ -22,6 +22,7 @@ import numpy as np
 from absl import app, flags
 from safetensors.numpy import save_file
 
+from benchmarks.memory import status_bytes
 from selfparam_jax import files, hub, mesh, processes, weights
 from selfparam_jax.sharding import parameter_shardings
 
@@ -53,7 +54,7 @@ class Peak:
     """The most anonymous memory of this process, bytes, sampled while the block runs."""
 
     def __enter__(self) -> "Peak":
-        self.before = self.most = self._now()
+        self.before = self.most = status_bytes("RssAnon")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -63,14 +64,9 @@ class Peak:
         self._stop.set()
         self._thread.join()
 
-    @staticmethod
-    def _now() -> int:
-        status = pathlib.Path("/proc/self/status").read_text(encoding="ascii")
-        return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")))
-
     def _watch(self) -> None:
         while not self._stop.wait(0.01):
-            self.most = max(self.most, self._now())
+            self.most = max(self.most, status_bytes("RssAnon"))
 
 
 class Counting:

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from benchmarks.workload import LORA, example_contexts, make_sentences, train_config
+from benchmarks.workload import LORA, example_contexts, make_sentences, plan_of, train_config
 from configs.base import EXAMPLES
 from selfparam_jax import evaluate, files, hub, mesh, targets, teacher, trainer
 from selfparam_jax.contexts import load_texts
@@ -129,9 +129,8 @@ def read_work(prompt: Prompt) -> Work:
     """One example document."""
     contexts = example_contexts(1)
     sentences, config = make_sentences(contexts, prompt), train_config(4, ROWS, LENGTH)
-    unrelated = sum(sentence.kind == "unrelated" for sentence in sentences)
-    plan = trainer.Plan(sentences, targets.first_slots(sentences), prompt.head, config, unrelated)
-    return Work([prompt.context_prefix(context.context) for context in contexts], sentences, config, plan)
+    prefixes = [prompt.context_prefix(context.context) for context in contexts]
+    return Work(prefixes, sentences, config, plan_of(sentences, prompt, config))
 
 
 def prepare(options: dict[str, Option], load: Callable) -> tuple[dict[str, Trained], dict]:

@@ -11,7 +11,6 @@ import ctypes
 import gc
 import json
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
+from benchmarks.memory import status_bytes
 from configs import base
 from selfparam_jax import files, hub, jobs, plan, trainer
 from selfparam_jax import mesh as meshes
@@ -35,12 +35,6 @@ CASES = {
     "train.loss_chunk=512": {"train.loss_chunk": 512},
 }
 HERE = plan.Machine("this-1", plan.Chip(1e11, 2**40, 1e10, 1e9), 1)
-
-
-def resident(field: str) -> int:
-    """Resident memory of this process in bytes: now ("VmRSS") or at most since the last reset ("VmHWM")."""
-    status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) * 1024
 
 
 def settings_of(case: str):
@@ -71,7 +65,7 @@ def measure(case: str) -> dict:
     )
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    before = resident("VmRSS")
+    before = status_bytes("VmRSS")
     params = jax.block_until_ready(fill(jax.random.key(0)))
     optimizer = trainer.make_optimizer(settings.train, 100)
     state = trainer.init_state(init_lora(jax.random.key(0), params, settings.lora), optimizer)
@@ -82,7 +76,7 @@ def measure(case: str) -> dict:
     for _ in range(2):
         state, metrics = step(state, params, batch, jax.random.key(0))
         jax.block_until_ready(metrics)
-    held = resident("VmHWM") - before
+    held = status_bytes("VmHWM") - before
     return {"case": case, "said": said["total"], "held": held, "ratio": held / said["total"]}
 
 

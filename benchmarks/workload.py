@@ -65,13 +65,18 @@ def train_config(epochs: int, batch_rows: int, row_length: int) -> trainer.Train
     )
 
 
+def plan_of(sentences: list[targets.Sentence], prompt: Prompt, config: trainer.TrainConfig) -> trainer.Plan:
+    """The rows of every step."""
+    unrelated = sum(sentence.kind == "unrelated" for sentence in sentences)
+    return trainer.Plan(sentences, targets.first_slots(sentences), prompt.head, config, unrelated)
+
+
 def write_workload(
     directory: pathlib.Path, base: hub.Pretrained, contexts, prompt: Prompt, config: trainer.TrainConfig
 ) -> dict:
     """Writes a workload (but not its model) and returns the content of its two JSON files."""
     sentences = make_sentences(contexts, prompt)
-    unrelated = sum(sentence.kind == "unrelated" for sentence in sentences)
-    plan = trainer.Plan(sentences, targets.first_slots(sentences), prompt.head, config, unrelated)
+    plan = plan_of(sentences, prompt, config)
     rows = [plan.assignment(step) for step in range(plan.steps)]
     workload = {
         "rank": LORA.rank,

@@ -456,10 +456,13 @@ def load_params(
     tree: dict = {}
     for entry in parameter_table(config):
         sharding = single if shardings is None else functools.reduce(operator.getitem, entry.path, shardings)
-        whole = sharding.values if isinstance(sharding, Int8Kernel) else sharding
-        leaf = jax.make_array_from_callback(entry.shape, whole, _reader(source, entry, np.dtype(dtype)))
+        read = functools.partial(jax.make_array_from_callback, entry.shape)
+        slices = _reader(source, entry, np.dtype(dtype))
         if int8 and entry.is_kernel:
-            leaf = round_kernel(leaf, sharding if shardings else Int8Kernel(single, single))
+            both = Int8Kernel(single, single) if shardings is None else sharding
+            leaf = round_kernel(read(both.values, slices), both)
+        else:
+            leaf = read(sharding, slices)
         put_leaf(tree, entry, leaf)
     return tree
 

@@ -68,7 +68,7 @@ def test_the_product_is_that_of_the_rounded_kernel(tiny_model, with_bias):
     assert abs(found[0] - loss(adapter, params)) > 1e-4  # rounding is not nothing
 
 
-def step_with(config, params, mesh, int8):
+def step_with(config, params, mesh):
     """A training step's loss and the adapter after it."""
     model = Decoder(config, lora_scale=2.0, layout=meshes.layout_of(mesh))
     optimizer = trainer.make_optimizer(trainer.TrainConfig(learning_rate=1e-2), 10)
@@ -83,7 +83,7 @@ def step_with(config, params, mesh, int8):
     states = rng.standard_normal((rows * length, config.hidden_size)).astype(np.float32).reshape(groups, each, -1)
     signal = Signal(np.full(groups, each, np.int32), states, np.ones((groups, each), np.float32))
     batch = meshes.put_rows(mesh, trainer.Batch(ids, positions, segments, where, signal))
-    step = trainer.compile_step(model, optimizer, mesh, int8=int8)
+    step = trainer.compile_step(model, optimizer, mesh, int8=True)
     state, metrics = step(state, params, batch, jax.random.key(0))
     return float(metrics["loss"]), jax.tree.map(np.asarray, state.lora)
 
@@ -91,13 +91,13 @@ def step_with(config, params, mesh, int8):
 def test_several_devices_compute_what_one_does(tiny_model):
     params = tiny.rounded(tiny_model.params)
     one = meshes.make_mesh(jax.devices()[:1])
-    expected = step_with(tiny_model.config, params, one, True)
+    expected = step_with(tiny_model.config, params, one)
     mesh = meshes.make_mesh(jax.devices()[:4], meshes.MeshConfig(1, 2, 2))
     shardings = parameter_shardings(mesh, tiny_model.config, int8=True)
     spread = jax.device_put(params, shardings)
     gate = spread["layers"]["mlp"]["gate_proj"]["kernel"]
     assert gate.values.sharding.shard_shape(gate.shape)[1:] == (gate.shape[1] // 2, gate.shape[2] // 2)
-    found = step_with(tiny_model.config, spread, mesh, True)
+    found = step_with(tiny_model.config, spread, mesh)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     for left, right in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)

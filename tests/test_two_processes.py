@@ -85,18 +85,23 @@ def alone(command, tmp_path_factory):
     return workdir
 
 
+def assert_same_model(found, expected):
+    """Merged weights of one job and of the other, in bfloat16: within two roundings."""
+    one, other = (load_file(run / "merged" / "model.safetensors") for run in (found, expected))
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        np.testing.assert_allclose(
+            tensor.astype(np.float32), other[name].astype(np.float32), rtol=2**-7, atol=1e-4, err_msg=name
+        )
+
+
 def assert_same_job(found, expected, steps_from=0):
     """Files of one job and of the other: numbers to 1e-4, all else equal."""
     metrics, wanted = (files.read_lines(run / "metrics.jsonl") for run in (found, expected))
     assert [line["step"] for line in metrics] == [line["step"] for line in wanted]
     for name in ("loss", "grad_norm", "learning_rate"):
         np.testing.assert_allclose([m[name] for m in metrics], [w[name] for w in wanted], rtol=1e-4, err_msg=name)
-    one, other = (load_file(run / "merged" / "model.safetensors") for run in (found, expected))
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():  # bfloat16: within two roundings
-        np.testing.assert_allclose(
-            tensor.astype(np.float32), other[name].astype(np.float32), rtol=2**-7, atol=1e-4, err_msg=name
-        )
+    assert_same_model(found, expected)
     for name in ("targets.jsonl", "bounds.json"):
         assert (found / name).read_bytes() == (expected / name).read_bytes(), name
     answers, wanted = (
@@ -196,7 +201,4 @@ def test_a_sequence_by_two_processes(command, tmp_path):
         examined = [files.read_json(run / f"sequences/000/examinations/{done:03d}.json") for run in (one, two)]
         assert examined[0]["f1"] == examined[1]["f1"]
         np.testing.assert_allclose(examined[0]["log_likelihood"], examined[1]["log_likelihood"], rtol=1e-3)
-    merged = [load_file(run / "merged" / "model.safetensors") for run in (one, two)]
-    for name, tensor in merged[0].items():  # bfloat16: within two roundings
-        left, right = tensor.astype(np.float32), merged[1][name].astype(np.float32)
-        np.testing.assert_allclose(left, right, rtol=2**-7, atol=1e-4, err_msg=name)
+    assert_same_model(two, one)

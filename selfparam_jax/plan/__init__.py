@@ -141,12 +141,17 @@ def compile_for(settings, config: ModelConfig, mesh, params: dict, lora: dict) -
 
 
 def _held(tree, float_bytes: int) -> float:
-    """Bytes of a tree of shapes on one device; what is float32 in it has so many per element."""
+    """Bytes of a tree of shapes on one device; what is float32 in it has so many per element, but scales have 4."""
+
+    def size(leaf):
+        return math.prod(leaf.sharding.shard_shape(leaf.shape))
 
     def held(leaf):
-        return math.prod(leaf.sharding.shard_shape(leaf.shape)) * (1 if leaf.dtype == jnp.int8 else float_bytes)
+        if isinstance(leaf, Int8Kernel):
+            return size(leaf.values) + 4 * size(leaf.scale)
+        return size(leaf) * float_bytes
 
-    return float(sum(held(leaf) for leaf in jax.tree.leaves(tree)))
+    return float(sum(map(held, jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Int8Kernel)))))
 
 
 def make_plan(settings, config: ModelConfig, machine: Machine, devices=None) -> dict:
