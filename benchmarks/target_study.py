@@ -140,6 +140,7 @@ def config_of(cell: Cell, path: str, contexts, exposures: int):
             "context_ids": tuple(context.id for context in contexts),
             "export_dtype": "",
             "targets.qa_per_context": cell.pairs,
+            "targets.long_pairs": "skip",
             "train.row_length": ROW_LENGTH,
             "train.epochs": epochs,
             # As many unrelated texts in all, however the epochs are cut.

@@ -6,6 +6,7 @@ import os
 import sys
 
 import jax
+import numpy as np
 
 # glibc's mallopt: parameter numbers and values.
 _ARENA_MAX, _MMAP_MAX, _TRIM_THRESHOLD = -8, -4, -1
@@ -71,3 +72,16 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1))
     return all([mallopt(*setting) == 1 for setting in settings])
+
+
+def copies_slices() -> bool:
+    """Whether the backend copies what a scan takes out of its arrays, too dear where that is used once: CPU."""
+    return jax.default_backend() == "cpu"
+
+
+def unstacked(x: jax.Array) -> list[jax.Array]:
+    """x[0], x[1], ...: on CPU as views of its memory, wherever they are aligned as the backend wants it."""
+    if jax.default_backend() != "cpu":
+        return list(x)
+    device = next(iter(x.devices()))
+    return [jax.device_put(row, device, may_alias=True) for row in np.asarray(x)]

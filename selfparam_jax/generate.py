@@ -1,7 +1,9 @@
 """Batched decoding with cached keys and values: greedy, or sampled.
 
-The context prefix that all rows share stays as it is and is never copied. The rows' own prompts are put once
-into a block with room for the new tokens, which are written to it inside one compiled loop.
+The context prefix that all rows share stays as it is and is not copied, unless it is very short. The rows' own
+prompts are put once into a block with room for the new tokens, which are written to it inside one compiled loop.
+Where `backend` says so, a step takes every layer's weights from an array of their own: out of the stacked ones it
+would copy them.
 """
 
 import dataclasses
@@ -13,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from selfparam_jax.model import EMPTY, PADDING, SHARED, Decoder, KeyValues, apply_head, head_weight, placed
+from selfparam_jax.backend import copies_slices, unstacked
+from selfparam_jax.model import EMPTY, PADDING, SHARED, Decoder, KeyValues, apply_head, head_weight, placed, written
 from selfparam_jax.prefix import Prefix, read_prefix, round_up
 
 PROMPT_BUCKET = 32
+SHORT_PREFIX = 32  # slots: reading so many again in every row is cheaper than a block of their own
 
 
 def _with_room(read: KeyValues, count: int) -> KeyValues:
@@ -101,10 +105,60 @@ def _read_prompts(model, variables, prefix, start, prompts, lengths, new_tokens)
     return last, _with_room(read, new_tokens)
 
 
+def layers_apart(variables: dict) -> dict:
+    """The same variables with those of the layers as a tuple of one tree per layer, views where possible."""
+
+    def cut(tree):
+        leaves, structure = jax.tree.flatten(tree)
+        return tuple(structure.unflatten(own) for own in zip(*map(unstacked, leaves), strict=True))
+
+    return {name: {**tree, "layers": cut(tree["layers"])} for name, tree in variables.items()}
+
+
+def _apart(read: KeyValues) -> KeyValues:
+    """The same, layer by layer."""
+    return read.replace(keys=tuple(read.keys), values=tuple(read.values))
+
+
+def _joined(prefix: KeyValues, cache: KeyValues) -> KeyValues:
+    """One block of what all rows share, copied to each, and what is their own."""
+
+    def join(shared, own, axis):
+        batch = axis - 2 if shared.ndim > 2 else 0
+        shape = (*shared.shape[:batch], own.shape[batch], *shared.shape[batch + 1 :])
+        return jnp.concatenate([jnp.broadcast_to(shared, shape), own], axis)
+
+    return KeyValues(
+        join(prefix.keys, cache.keys, 3),
+        join(prefix.values, cache.values, 3),
+        join(prefix.positions, cache.positions, 1),
+        join(prefix.segments, cache.segments, 1),
+    )
+
+
+def _read_token(model, variables, token, position, past, at):
+    """The state [B, D] of one more token per row, and the last block of the past with it in slot `at`."""
+    ids, position = token[:, None], position[:, None]
+    segment = jnp.full_like(position, SHARED)
+    if isinstance(variables["params"]["layers"], tuple):
+        hidden, cache = model.apply(variables, ids, position, segment, past, at=at)
+        return hidden[:, 0], cache
+    hidden, new = model.apply(variables, ids, position, segment, past)
+    cache = past[-1]
+    cache = KeyValues(
+        written(cache.keys, new.keys, at, 3),
+        written(cache.values, new.values, at, 3),
+        written(cache.positions, position, at, 1),
+        written(cache.segments, segment, at, 1),
+    )
+    return hidden[:, 0], cache
+
+
 @functools.partial(jax.jit, static_argnames=("model", "new_tokens", "least_tokens", "sampling"))
 def _decode(
     model: Decoder,
     variables: dict,
+    apart: dict | None,
     prefix: KeyValues,
     start: jax.Array,
     prompts: jax.Array,
@@ -116,11 +170,19 @@ def _decode(
     least_tokens: int,
     sampling: Sampling | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Continuation [B, new_tokens] of prompts [B, T], and how many were made until all rows stopped."""
+    """Continuation [B, new_tokens] of prompts [B, T], and how many were made until all rows stopped.
+
+    `apart` are the variables with their layers apart, for the steps; None where the steps scan over them too.
+    """
     batch, width = prompts.shape
     prompts = placed(model.layout, prompts, "rows", None)
     head = placed(model.layout, head_weight(variables["params"]), "vocabulary", None)
     last, cache = _read_prompts(model, variables, prefix, start, prompts, lengths, new_tokens)
+    past, filled = (prefix,), width
+    if prefix.positions.shape[1] <= SHORT_PREFIX:
+        cache, past, filled = _joined(prefix, cache), (), width + prefix.positions.shape[1]
+    if apart is not None:
+        variables, past, cache = apart, tuple(map(_apart, past)), _apart(cache)
 
     def pick(state, step):  # [B, D] -> [B]
         logits = apply_head(state, head)
@@ -137,17 +199,9 @@ def _decode(
 
     def advance(carry):
         step, token, cache, stopped, tokens = carry
-        position = (start + lengths + step - 1)[:, None]
-        segment = jnp.ones_like(position)
-        hidden, new = model.apply(variables, token[:, None], position, segment, (prefix, cache))
-        at = width + step - 1
-        cache = KeyValues(
-            lax.dynamic_update_slice_in_dim(cache.keys, new.keys, at, axis=3),
-            lax.dynamic_update_slice_in_dim(cache.values, new.values, at, axis=3),
-            lax.dynamic_update_slice_in_dim(cache.positions, position, at, axis=1),
-            lax.dynamic_update_slice_in_dim(cache.segments, jnp.full_like(segment, SHARED), at, axis=1),
-        )
-        token = pick(hidden[:, 0], step)
+        position = start + lengths + step - 1
+        state, cache = _read_token(model, variables, token, position, (*past, cache), filled + step - 1)
+        token = pick(state, step)
         tokens = lax.dynamic_update_slice_in_dim(tokens, token[:, None], step, axis=1)
         return step + 1, token, cache, stopped | stops[token], tokens
 
@@ -206,6 +260,7 @@ def generate(
         )
     if not isinstance(prefix, Prefix):
         prefix = read_prefix(model, variables, prefix)
+    apart = layers_apart(variables) if model.layout is None and copies_slices() else None
     stops = np.zeros(model.config.vocab_size, bool)
     stops[list(stop_ids)] = True
     width = round_up(longest, PROMPT_BUCKET)
@@ -218,7 +273,7 @@ def generate(
         padded, lengths = _padded(chunk, room, width)
         numbers = np.arange(begin, begin + room, dtype=np.int32)
         tokens, made = _decode(
-            model, variables, prefix.key_values, np.int32(prefix_length), padded, lengths, stops, numbers,
+            model, variables, apart, prefix.key_values, np.int32(prefix_length), padded, lengths, stops, numbers,
             np.uint32(seed), new_tokens, least_tokens, sampling,
         )  # fmt: skip
         answers.extend(row[: int(made)].tolist() for row in np.asarray(tokens)[: len(chunk)])

@@ -6,7 +6,7 @@ Axis legend, used in every einsum and shape comment of the project:
 
 Teacher and student are this one module. `{'params': base}` is the frozen teacher; `{'params': base,
 'lora': adapter}` is the student. Parameters are plain nested dicts with Hugging Face's names; those of
-the layers are stacked on a leading L axis and scanned over.
+the layers are stacked on a leading L axis and scanned over, or apart in a tuple of L trees.
 """
 
 import dataclasses
@@ -98,14 +98,15 @@ class ModelConfig:
 
 @flax.struct.dataclass
 class KeyValues:
-    """Keys and values of positions that were read before; never written to by the model.
+    """Keys and values of positions that were read before.
 
-    keys, values: [L, B, K, S, H], keys already rotated. B may be 1: then the rows of a call share them.
+    keys, values: [L, B, K, S, H], or one [B, K, S, H] per layer where the layers are apart; keys already rotated. B
+      may be 1: then the rows of a call share them.
     positions, segments: int32 [B, S].
     """
 
-    keys: jax.Array
-    values: jax.Array
+    keys: jax.Array | tuple[jax.Array, ...]
+    values: jax.Array | tuple[jax.Array, ...]
     positions: jax.Array
     segments: jax.Array
 
@@ -266,6 +267,11 @@ def _low_rank_backward(residuals, gradient):
 low_rank_product.defvjp(_low_rank_forward, _low_rank_backward)
 
 
+def written(old: jax.Array, new: jax.Array, at: jax.Array, axis: int) -> jax.Array:
+    """`old` with `new` in place of what stands from `at` on."""
+    return lax.dynamic_update_slice_in_dim(old, new, at, axis)
+
+
 Layout = Callable[..., jax.Array]  # (array, names of its axes) -> the array, laid out over devices
 
 
@@ -367,7 +373,7 @@ class Attention(nn.Module):
     attention: str = BLOCKS
 
     @nn.compact
-    def __call__(self, x, cos, sin, masks, past, deterministic):
+    def __call__(self, x, cos, sin, masks, past, deterministic, at=None):
         config = self.config
         heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
 
@@ -386,6 +392,9 @@ class Attention(nn.Module):
         queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)
         # [B, K, T, H], as a cache keeps them: a step of decoding reads it without transposing it.
         keys, values = jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
+        if at is not None:
+            *past, room = past
+            keys, values = (written(old, new, at, 2) for old, new in zip(room, (keys, values), strict=True))
         if self.attention == BLOCKS or past:
             out = attend(queries, [*past, (keys, values)], masks)
         else:
@@ -428,15 +437,36 @@ class DecoderLayer(nn.Module):
     attention: str = BLOCKS
 
     @nn.compact
-    def __call__(self, x, past, cos, sin, masks):
+    def __call__(self, x, past, cos, sin, masks, at=None):
         shared = self.config, self.lora_scale, self.lora_dropout, self.layout
         normed = RMSNorm(self.config.rms_norm_eps, name="input_layernorm")(x)
         attention = Attention(*shared, self.attention, name="self_attn")
-        attended, key_values = attention(normed, cos, sin, masks, past, self.deterministic)
+        attended, key_values = attention(normed, cos, sin, masks, past, self.deterministic, at)
         x = placed(self.layout, x + attended, "rows", None, None)
         normed = RMSNorm(self.config.rms_norm_eps, name="post_attention_layernorm")(x)
         x = x + MLP(*shared, name="mlp")(normed, self.deterministic)
         return placed(self.layout, x, "rows", None, None), key_values
+
+
+def _scanned(layer, length):
+    """Stacked layers, one after another."""
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0, "lora": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+        length=length,
+    )
+
+
+def _one_by_one(layer, params, adapters, x, blocks, *shared):
+    """What the scan over layers gives, for layers that are apart."""
+    read = []
+    for n, (own, adapter) in enumerate(zip(params, adapters, strict=True)):
+        past = [(keys[n], values[n]) for keys, values in blocks]
+        x, key_values = layer.apply({"params": own, "lora": adapter}, x, past, *shared)
+        read.append(key_values)
+    return x, tuple(zip(*read, strict=True))
 
 
 class Decoder(nn.Module):
@@ -468,6 +498,7 @@ class Decoder(nn.Module):
         segments: jax.Array,
         past: tuple[KeyValues, ...] = (),
         deterministic: bool = True,
+        at: jax.Array | None = None,
     ) -> tuple[jax.Array, KeyValues]:
         """Reads rows of tokens.
 
@@ -476,9 +507,12 @@ class Decoder(nn.Module):
             token belongs to, so they restart within packed rows and go on after a prefix.
           past: blocks of keys and values that the new tokens attend to besides themselves.
           deterministic: False applies the adapter's dropout (needs a 'dropout' key).
+          at: int32 [], only where the layers are apart: the tokens are written to the last block of `past` from this
+            slot on, instead of being a block of their own.
 
         Returns:
-          hidden [B, T, D] after the final norm, and the KeyValues of the tokens just read.
+          hidden [B, T, D] after the final norm, and the KeyValues of the tokens just read (the block that they were
+          written to).
         """
         config = self.config
         embed = self.param(
@@ -497,29 +531,33 @@ class Decoder(nn.Module):
         # As the table lies first, then as rows do: in one go the compiler would put all of it on every device.
         x = placed(self.layout, placed(self.layout, x, "groups", None, "hidden"), "rows", None, None)
         cos, sin = rotary_angles(config, positions)
-        masks = [
-            visible(positions, segments, block.positions, block.segments, config.sliding_window) for block in past
-        ]
-        masks.append(visible(positions, segments, positions, segments, config.sliding_window))
+        blocks = [(block.keys, block.values) for block in past]
+        places = [(block.positions, block.segments) for block in past]
+        own = positions, segments
+        if at is not None:
+            own = tuple(written(old, new, at, 1) for old, new in zip(places.pop(), own, strict=True))
+        masks = [visible(positions, segments, *place, config.sliding_window) for place in (*places, own)]
 
-        layer = DecoderLayer
-        if self.remat != "none":
-            layer = nn.remat(DecoderLayer, prevent_cse=False, policy=REMAT[self.remat])
-        layers = nn.scan(
-            layer,
-            variable_axes={"params": 0, "lora": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=config.num_hidden_layers,
-        )(config, self.lora_scale, self.lora_dropout, deterministic, self.layout, self.attention, name="layers")
-        x, (keys, values) = layers(x, [(block.keys, block.values) for block in past], cos, sin, masks)
+        again = functools.partial(nn.remat, prevent_cse=False, policy=REMAT[self.remat])
+        layer = DecoderLayer if self.remat == "none" else again(DecoderLayer)
+        settings = config, self.lora_scale, self.lora_dropout, deterministic, self.layout, self.attention
+        apart = self.get_variable("params", "layers")
+        if isinstance(apart, tuple):
+            adapters = self.get_variable("lora", "layers", ({},) * len(apart))
+            one = layer(*settings, parent=None)
+            x, (keys, values) = _one_by_one(one, apart, adapters, x, blocks, cos, sin, masks, at)
+        else:
+            layers = _scanned(layer, config.num_hidden_layers)(*settings, name="layers")
+            x, (keys, values) = layers(x, blocks, cos, sin, masks)
         hidden = RMSNorm(config.rms_norm_eps, name="norm")(x)
-        return hidden, place_keys(self.layout, KeyValues(keys, values, positions, segments))
+        return hidden, place_keys(self.layout, KeyValues(keys, values, *own))
 
 
 def place_keys(layout: Layout | None, read: KeyValues) -> KeyValues:
     """Keys and values split over heads and, where there are several rows, over rows."""
-    keys, values = (placed(layout, x, None, "rows", "heads", None, None) for x in (read.keys, read.values))
+    if layout is None:
+        return read
+    keys, values = (layout(x, None, "rows", "heads", None, None) for x in (read.keys, read.values))
     return read.replace(keys=keys, values=values)
 
 

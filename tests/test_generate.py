@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import tiny
 
-from selfparam_jax.generate import PROMPT_BUCKET, Sampling, _most_likely, _with_room, generate
+import selfparam_jax.generate
+from selfparam_jax.generate import (
+    PROMPT_BUCKET,
+    SHORT_PREFIX,
+    Sampling,
+    _most_likely,
+    _with_room,
+    generate,
+    layers_apart,
+)
 from selfparam_jax.lora import LoraConfig, init_lora
 from selfparam_jax.model import EMPTY, SHARED, Decoder, KeyValues, apply_head, head_weight
 from selfparam_jax.prefix import read_prefix, round_up
@@ -38,18 +47,33 @@ def free(model, variables):
     return generate(model, variables, PREFIX, PROMPTS, NEW)
 
 
-@pytest.mark.parametrize("window", [None, 4])
-@pytest.mark.parametrize("prefix_length", [1, 13])
-def test_equals_reading_everything_again(tiny_model, variables, window, prefix_length):
+@pytest.mark.parametrize(
+    "window, prefix_length, apart",
+    [
+        (None, 1, True),
+        (None, 13, False),
+        (4, 13, True),
+        (4, 1, False),
+        (None, 45, True),
+        (40, 45, True),
+        (40, 45, False),
+    ],
+)
+def test_equals_reading_everything_again(tiny_model, variables, window, prefix_length, apart, monkeypatch):
+    """A prefix in the rows' own block or apart, layers scanned or apart."""
+    monkeypatch.setattr(selfparam_jax.generate, "copies_slices", lambda: apart)
     model = Decoder(dataclasses.replace(tiny_model.config, sliding_window=window))
-    prefix = PREFIX[:prefix_length]
+    prefix = (4 * PREFIX)[:prefix_length]
+    assert (round_up(prefix_length, 32) > SHORT_PREFIX) == (prefix_length == 45)
     found = generate(model, variables, prefix, PROMPTS, NEW)
     assert found == [tiny.continued(model, variables, prefix + prompt, NEW) for prompt in PROMPTS]
     assert len({tuple(answer) for answer in found}) == len(PROMPTS)
     assert len({token for answer in found for token in answer}) > 10  # not one token over and over
 
 
-def test_with_an_adapter(tiny_model, variables, free):
+@pytest.mark.parametrize("apart", [True, False])
+def test_with_an_adapter(tiny_model, variables, free, apart, monkeypatch):
+    monkeypatch.setattr(selfparam_jax.generate, "copies_slices", lambda: apart)
     config = LoraConfig(rank=2)
     model = Decoder(tiny_model.config, lora_scale=config.scale)
     lora = jax.tree.map(lambda x: x + 0.05, init_lora(jax.random.key(0), tiny_model.params, config))
@@ -141,6 +165,17 @@ def test_room_is_empty_and_behind_what_was_read():
     np.testing.assert_array_equal(longer.positions[:, :4], positions)
     np.testing.assert_array_equal(longer.segments[:, :4], segments)
     assert (longer.segments[:, 4:] == EMPTY).all()  # else the zeros there would be attended to
+
+
+def test_layers_apart_are_views_of_the_stacked_ones(tiny_model):
+    apart = layers_apart({"params": tiny_model.params})["params"]
+    assert apart["norm"] is tiny_model.params["norm"] and isinstance(apart["layers"], tuple)
+    stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *apart["layers"])
+    jax.tree.map(np.testing.assert_array_equal, stacked, tiny_model.params["layers"])
+    kernel = tiny_model.params["layers"]["mlp"]["down_proj"]["kernel"]
+    second = apart["layers"][1]["mlp"]["down_proj"]["kernel"]
+    if jax.default_backend() == "cpu":  # no second copy of the weights
+        assert second.unsafe_buffer_pointer() == kernel.unsafe_buffer_pointer() + second.nbytes
 
 
 def test_no_prompts(model, variables):

@@ -11,6 +11,7 @@ import tiny
 
 from selfparam_jax import lora, quantization, trainer, weights
 from selfparam_jax import mesh as meshes
+from selfparam_jax.generate import generate
 from selfparam_jax.model import Decoder, Int8Kernel
 from selfparam_jax.objective import Signal
 from selfparam_jax.sharding import parameter_shardings
@@ -101,6 +102,15 @@ def test_several_devices_compute_what_one_does(tiny_model):
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     for left, right in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
+
+
+def test_decoding_with_a_base_in_8_bits(tiny_model):
+    eight = tiny.rounded(tiny_model.params)
+    model = Decoder(tiny_model.config)
+    prefix, prompt = [1, 7, 30], [9, 200, 4]
+    found = generate(model, {"params": eight}, prefix, [prompt], 8)
+    assert found == [tiny.continued(model, {"params": as_float(eight)}, prefix + prompt, 8)]
+    assert len(set(found[0])) > 2
 
 
 def test_loading_rounds_what_is_loaded(tiny_model, tmp_path):
