@@ -416,7 +416,10 @@ def run_sequential(run: Run, began: float) -> dict:
     bounds = measure_bounds(run)
     bounded = time.perf_counter()
     courses = sequential.courses_of(run)
-    done = [sequential.run_course(run, course) for course in courses]
+    done = []
+    for course in courses:
+        done.append(sequential.run_course(run, course))
+        sequential_report.write_report(run.workdir, sequential.summarize_courses(done))
     gather_lines(run, [sequential.injection_directory(c, i) for c in courses for i in range(len(c.contexts))])
     notes = [note for course in done for note in course["notes"]]
     totals = {
@@ -439,9 +442,7 @@ def run_sequential(run: Run, began: float) -> dict:
     drift = {name: mean_or_none([entry[name] for entry in last]) for name in last[0]}
     extra = {"sequential": sequential.summarize_courses(done)}
     fill = float(np.mean([note["fill"] for note in notes]))
-    results = write_results(run, {**bounds, "injected": injected}, drift, timing, totals["steps"], fill, extra)
-    sequential_report.write_report(run.workdir)
-    return results
+    return write_results(run, {**bounds, "injected": injected}, drift, timing, totals["steps"], fill, extra)
 
 
 def mean_or_none(values: list) -> float | None:

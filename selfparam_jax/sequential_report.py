@@ -1,7 +1,4 @@
-"""What is left of each context after every injection: sequential.md with a heat map and curves.
-
-Reads results.json of a finished job "sequential".
-"""
+"""What is left of each context after every injection: sequential.md with a heat map and curves."""
 
 import os
 import pathlib
@@ -17,14 +14,25 @@ _CURVES = {"just_injected": "just injected", "all_so_far": "all so far", "not_ye
 _COLOURS = {"just_injected": "#009E73", "all_so_far": "#0072B2", "not_yet": "#AEB4BC"}
 
 
-def write_report(workdir: str | os.PathLike) -> None:
-    """Writes sequential.md, matrix.png and curves.png into a work directory."""
+def write_report(workdir: str | os.PathLike, found: dict) -> None:
+    """Writes sequential.md, matrix.png and curves.png into a work directory.
+
+    Args:
+      found: what `sequential.summarize_courses` says of the sequences that are finished.
+    """
     folder = pathlib.Path(workdir)
-    results = files.read_json(folder / "results.json")
     with styled():
-        save_figure(_draw_matrices(results["sequential"]), folder / "matrix.png")
-        save_figure(_draw_curves(results["sequential"], results["drift"]), folder / "curves.png")
-    files.write_text(folder / "sequential.md", _markdown(results))
+        save_figure(_draw_matrices(found), folder / "matrix.png")
+        save_figure(_draw_curves(found), folder / "curves.png")
+    files.write_text(folder / "sequential.md", _markdown(found))
+
+
+def _perplexity_change(found: dict) -> np.ndarray | None:
+    """Per sequence and number of injections, relative to the base; None where it is not measured."""
+    if found["perplexity_after"][0][0] is None:
+        return None
+    perplexity = np.asarray(found["perplexity_after"])
+    return perplexity / perplexity[:, :1] - 1
 
 
 def _draw_matrices(found: dict) -> Figure:
@@ -44,7 +52,7 @@ def _draw_matrices(found: dict) -> Figure:
     return figure
 
 
-def _draw_curves(found: dict, drift: dict) -> Figure:
+def _draw_curves(found: dict) -> Figure:
     """F1 over the injections, and drift."""
     figure = Figure(figsize=(9.33, 3.6), layout="constrained")
     scores, general = figure.subplots(1, 2)
@@ -63,19 +71,16 @@ def _draw_curves(found: dict, drift: dict) -> Figure:
             )
     scores.set(xlabel="injections", ylabel="F1 on held-out questions", ylim=(0, 1))
     scores.legend()
-    if drift["perplexity_before"] is not None:
-        for curve in found["perplexity_after"]:
-            general.plot(
-                100 * (np.asarray(curve) / drift["perplexity_before"] - 1), color="#D55E00", marker="o", markersize=3
-            )
+    change = _perplexity_change(found)
+    if change is not None:
+        general.plot(100 * change.T, color="#D55E00", marker="o", markersize=3)
         general.set(xlabel="injections", ylabel="perplexity on general text, %")
     for panel in (scores, general):
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
-def _markdown(results: dict) -> str:
-    found, drift = results["sequential"], results["drift"]
+def _markdown(found: dict) -> str:
     lines = [
         "# Sequential injection",
         "",
@@ -98,8 +103,9 @@ def _markdown(results: dict) -> str:
         lines.append(f"| {label} | " + " | ".join("" if value is None else f"{value:.3f}" for value in values) + " |")
     seconds = [second for course in found["seconds"] for second in course]
     lines += ["", f"An injection took {np.median(seconds):.0f} s (median)."]
-    if drift["perplexity_before"] is not None:
-        change = drift["perplexity_after"] / drift["perplexity_before"] - 1
-        lines.append(f"Perplexity on general text {change:+.1%}, KL to the base {drift['kl']:.3f}.")
+    change = _perplexity_change(found)
+    if change is not None:
+        kl = np.mean([course[-1] for course in found["kl"]])
+        lines.append(f"Perplexity on general text {change[:, -1].mean():+.1%}, KL to the base {kl:.3f}.")
     lines += ["", "![F1 of every context after every injection](matrix.png)", "", "![curves](curves.png)", ""]
     return "\n".join(lines)

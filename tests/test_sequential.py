@@ -71,6 +71,22 @@ def test_what_a_matrix_says():
     assert alone["retention"] is None and alone["forgetting"] == alone["backward_transfer"] == 0.0
 
 
+def test_every_finished_sequence_is_reported_at_once(config, tmp_path, monkeypatch):
+    config.sequential.update(length=1, sequences=2)
+    run_course = sequential.run_course
+
+    def stopped(run, course):
+        if course.number:
+            raise KeyboardInterrupt
+        return run_course(run, course)
+
+    monkeypatch.setattr(sequential, "run_course", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run_job(config, str(tmp_path / "run"))
+    assert "1 sequences of 1 contexts" in (tmp_path / "run" / "sequential.md").read_text()
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
 def test_a_whole_run(config, tmp_path):
     workdir = tmp_path / "run"
     results = jobs.run_job(config, str(workdir))

@@ -1,0 +1,145 @@
+"""Remedies for forgetting, alone and together: what each keeps, and what it costs.
+
+    python -m benchmarks.remedies --contexts=FILE --out=DIR [--length=6] [--sequences=1] [--only=NAME,NAME]
+
+`--contexts` has training pairs and held-out questions. Every remedy is one job of `configs/sequential.py:published`,
+changed by it alone, in a directory of its own under `--out`; what is finished is not run again. The table grows with
+every remedy: remedies.json and remedies.md.
+"""
+
+import pathlib
+import shutil
+
+import numpy as np
+from absl import app, flags, logging
+
+from configs import sequential as published
+from selfparam_jax import command, files, jobs
+
+CONTEXTS = flags.DEFINE_string("contexts", None, "JSONL file of contexts with qa_pairs and questions.", required=True)
+OUT = flags.DEFINE_string("out", None, "Directory for the jobs and the results.", required=True)
+LENGTH = flags.DEFINE_integer("length", 6, "Contexts per sequence.", lower_bound=2)
+SEQUENCES = flags.DEFINE_integer("sequences", 1, "Sequences of other contexts.", lower_bound=1)
+ONLY = flags.DEFINE_list("only", [], "Only these remedies (names of the first column, before the colon).")
+PAIRS = flags.DEFINE_integer("pairs", 32, "Training pairs per context.", lower_bound=1)
+MODEL = flags.DEFINE_string("model", "", "Another model than the embedded one.")
+PROMPT = flags.DEFINE_string("prompt", "", "Another prompt format than the default.")
+
+REHEARSAL = {"sequential.rehearsal_pairs": 16, "sequential.rehearsal_per_epoch": 48}
+OWN_TEXT = {"targets.unrelated_context": False}
+SMALL_STEPS = {"train.learning_rate": 2e-3}
+ORIGINAL = {"sequential.teacher": "original"}
+MORE_TEXT = {"targets.unrelated_per_epoch": 24}
+REMEDIES = {
+    "nothing": ("as published", {}),
+    "text": ("stay what you were on unrelated text, read without context", OWN_TEXT),
+    "more-text": ("the same, twice as much text", OWN_TEXT | MORE_TEXT),
+    "small-steps": ("half the learning rate", SMALL_STEPS),
+    "original": ("the untouched model teaches", ORIGINAL),
+    "rehearsal": ("16 pairs of every context kept, 48 of all kept ones an epoch", REHEARSAL),
+    "imagined": ("48 pairs an epoch that the model says of its own accord", {"sequential.imagined_per_epoch": 48}),
+    "orthogonal": ("adapters orthogonal to what earlier ones read", {"sequential.orthogonal": True}),
+    "together": (
+        "text, more-text, small-steps, original, rehearsal (configs/sequential.py)",
+        OWN_TEXT | MORE_TEXT | SMALL_STEPS | ORIGINAL | REHEARSAL,
+    ),
+    "without-storage": (
+        "text, more-text, small-steps, original, imagined",
+        OWN_TEXT | MORE_TEXT | SMALL_STEPS | ORIGINAL | {"sequential.imagined_per_epoch": 48},
+    ),
+}
+
+
+def config_of(changes: dict):
+    """The job of a remedy."""
+    config = published.get_config("published")
+    config.update_from_flattened_dict(
+        {
+            "contexts": CONTEXTS.value,
+            "sequential.length": LENGTH.value,
+            "sequential.sequences": SEQUENCES.value,
+            "targets.qa_per_context": PAIRS.value,
+            "targets.long_pairs": "skip",
+            "train.epochs": 4,
+            "train.row_length": 144,
+            "eval.batch_size": 32,
+            "export_dtype": "",
+            "model": MODEL.value or config.model,
+            "prompt": PROMPT.value or config.prompt,
+            **changes,
+        }
+    )
+    return config
+
+
+def bytes_kept(directory: pathlib.Path) -> float:
+    """Bytes per context that later injections need of the earlier ones, besides the adapters."""
+    kept = [file.stat().st_size for file in directory.glob("sequences/*/injections/*/rehearsal/*")]
+    return sum(kept) / (LENGTH.value * SEQUENCES.value)
+
+
+def measure(name: str) -> dict:
+    """One remedy's job, and its row of the table."""
+    label, changes = REMEDIES[name]
+    directory, bounds = pathlib.Path(OUT.value) / name, pathlib.Path(OUT.value) / "bounds.json"
+    config = config_of(changes)
+    logging.info("remedy %s: %s", name, label)
+    jobs.prepare(config, str(directory))
+    if bounds.exists():  # the untouched model answers the same in every job
+        shutil.copy(bounds, directory / bounds.name)
+    found = jobs.run_job(config, str(directory))["sequential"]
+    shutil.copy(directory / bounds.name, bounds)
+    f1, likelihood = found["f1"], found["log_likelihood"]
+    perplexity = np.asarray(found["perplexity_after"], np.float64)
+    return {
+        "name": name,
+        "label": label,
+        **{f"f1_{key}": f1[key] for key in ("just_injected", "final", "retention")},
+        **{f"likelihood_{key}": likelihood[key] for key in ("before", "just_injected", "final")},
+        "perplexity": float(np.mean(perplexity[:, -1] / perplexity[:, 0]) - 1),
+        "seconds": float(np.median(found["seconds"])),
+        "bytes": bytes_kept(directory),
+    }
+
+
+def table_of(rows: list[dict]) -> str:
+    """The rows as Markdown; time is relative to the first."""
+    lines = [
+        "| remedy | F1 just injected | F1 in the end | kept | log-likelihood before, just injected, in the end | "
+        "perplexity | time of an injection | kept on disk per context |",
+        "| --- " * 8 + "|",
+    ]
+    for row in rows:
+        kept = "" if row["f1_retention"] is None else f"{row['f1_retention']:.2f}"
+        likelihood = ", ".join(f"{row[f'likelihood_{key}']:.2f}" for key in ("before", "just_injected", "final"))
+        lines.append(
+            f"| {row['name']}: {row['label']} | {row['f1_just_injected']:.3f} | {row['f1_final']:.3f} | {kept} | "
+            f"{likelihood} | {row['perplexity']:+.1%} | {row['seconds'] / rows[0]['seconds']:.2f} | "
+            f"{row['bytes'] / 1e6:.1f} MB |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def measure_all() -> None:
+    """Runs what is missing, and writes the table after each."""
+    unknown = set(ONLY.value) - set(REMEDIES)
+    if unknown:
+        raise ValueError(f"--only has {', '.join(sorted(unknown))}, expected some of {', '.join(REMEDIES)}")
+    out, rows = pathlib.Path(OUT.value), []
+    out.mkdir(parents=True, exist_ok=True)
+    for name in [name for name in REMEDIES if name in ONLY.value or not ONLY.value]:
+        rows.append(measure(name))
+        files.write_json(out / "remedies.json", {"length": LENGTH.value, "sequences": SEQUENCES.value, "rows": rows})
+        files.write_text(out / "remedies.md", table_of(rows))
+    print(table_of(rows))
+
+
+def main(argv: list[str]) -> None:
+    """Runs the measurement."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    command.run(measure_all)
+
+
+if __name__ == "__main__":
+    app.run(main)
