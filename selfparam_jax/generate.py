@@ -20,7 +20,9 @@ from selfparam_jax.model import EMPTY, PADDING, SHARED, Decoder, KeyValues, appl
 from selfparam_jax.prefix import Prefix, read_prefix, round_up
 
 PROMPT_BUCKET = 32
-SHORT_PREFIX = 32  # slots: reading so many again in every row is cheaper than a block of their own
+SHORT_PREFIX = 32  # tokens: reading so many again in every row is cheaper than a block of their own
+PREFIX_BUCKET = 8
+ARGMAX_BLOCK = 128
 
 
 def _with_room(read: KeyValues, count: int) -> KeyValues:
@@ -80,6 +82,17 @@ def _most_likely(logits: jax.Array, top_p: float) -> jax.Array:
     return jnp.where(order >= least, logits, -jnp.inf)
 
 
+def _highest(logits: jax.Array) -> jax.Array:
+    """argmax over [B, V], int32 [B]: first of the blocks' maxima, as a CPU looks for an index one by one."""
+    batch, size = logits.shape
+    if size % ARGMAX_BLOCK:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    blocks = logits.reshape(batch, -1, ARGMAX_BLOCK)
+    block = jnp.argmax(jnp.max(blocks, axis=-1), axis=-1)
+    within = jnp.argmax(jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0], axis=-1)
+    return (block * ARGMAX_BLOCK + within).astype(jnp.int32)
+
+
 def _draw(
     logits: jax.Array, sampling: Sampling, seed: jax.Array, rows: jax.Array, step: jax.Array | int
 ) -> jax.Array:
@@ -120,13 +133,13 @@ def _apart(read: KeyValues) -> KeyValues:
     return read.replace(keys=tuple(read.keys), values=tuple(read.values))
 
 
-def _joined(prefix: KeyValues, cache: KeyValues) -> KeyValues:
-    """One block of what all rows share, copied to each, and what is their own."""
+def _joined(prefix: KeyValues, slots: int, cache: KeyValues) -> KeyValues:
+    """One block of the first slots of what all rows share, copied to each row, and what is their own."""
 
     def join(shared, own, axis):
-        batch = axis - 2 if shared.ndim > 2 else 0
-        shape = (*shared.shape[:batch], own.shape[batch], *shared.shape[batch + 1 :])
-        return jnp.concatenate([jnp.broadcast_to(shared, shape), own], axis)
+        first = lax.slice_in_dim(shared, 0, slots, axis=axis)
+        shape = (*own.shape[:axis], slots, *own.shape[axis + 1 :])
+        return jnp.concatenate([jnp.broadcast_to(first, shape), own], axis)
 
     return KeyValues(
         join(prefix.keys, cache.keys, 3),
@@ -154,7 +167,7 @@ def _read_token(model, variables, token, position, past, at):
     return hidden[:, 0], cache
 
 
-@functools.partial(jax.jit, static_argnames=("model", "new_tokens", "least_tokens", "sampling"))
+@functools.partial(jax.jit, static_argnames=("model", "new_tokens", "least_tokens", "sampling", "slots"))
 def _decode(
     model: Decoder,
     variables: dict,
@@ -169,25 +182,27 @@ def _decode(
     new_tokens: int,
     least_tokens: int,
     sampling: Sampling | None,
+    slots: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Continuation [B, new_tokens] of prompts [B, T], and how many were made until all rows stopped.
 
-    `apart` are the variables with their layers apart, for the steps; None where the steps scan over them too.
+    `apart` are the variables with their layers apart, for the steps; None where the steps scan over them too. `slots`
+    is how much of the prefix's cache is copied to every row; 0 leaves it as it is.
     """
     batch, width = prompts.shape
     prompts = placed(model.layout, prompts, "rows", None)
     head = placed(model.layout, head_weight(variables["params"]), "vocabulary", None)
     last, cache = _read_prompts(model, variables, prefix, start, prompts, lengths, new_tokens)
     past, filled = (prefix,), width
-    if prefix.positions.shape[1] <= SHORT_PREFIX:
-        cache, past, filled = _joined(prefix, cache), (), width + prefix.positions.shape[1]
+    if slots:
+        cache, past, filled = _joined(prefix, slots, cache), (), slots + width
     if apart is not None:
         variables, past, cache = apart, tuple(map(_apart, past)), _apart(cache)
 
     def pick(state, step):  # [B, D] -> [B]
         logits = apply_head(state, head)
         if sampling is None:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            return _highest(logits)
         return _draw(logits, sampling, seed, rows, step)
 
     first = pick(last, 0)
@@ -261,6 +276,7 @@ def generate(
     if not isinstance(prefix, Prefix):
         prefix = read_prefix(model, variables, prefix)
     apart = layers_apart(variables) if model.layout is None and copies_slices() else None
+    slots = round_up(prefix_length, PREFIX_BUCKET) if prefix_length <= SHORT_PREFIX else 0
     stops = np.zeros(model.config.vocab_size, bool)
     stops[list(stop_ids)] = True
     width = round_up(longest, PROMPT_BUCKET)
@@ -274,7 +290,7 @@ def generate(
         numbers = np.arange(begin, begin + room, dtype=np.int32)
         tokens, made = _decode(
             model, variables, apart, prefix.key_values, np.int32(prefix_length), padded, lengths, stops, numbers,
-            np.uint32(seed), new_tokens, least_tokens, sampling,
+            np.uint32(seed), new_tokens, least_tokens, sampling, slots,
         )  # fmt: skip
         answers.extend(row[: int(made)].tolist() for row in np.asarray(tokens)[: len(chunk)])
     return answers

@@ -8,9 +8,11 @@ import tiny
 
 import selfparam_jax.generate
 from selfparam_jax.generate import (
+    ARGMAX_BLOCK,
     PROMPT_BUCKET,
     SHORT_PREFIX,
     Sampling,
+    _highest,
     _most_likely,
     _with_room,
     generate,
@@ -64,7 +66,7 @@ def test_equals_reading_everything_again(tiny_model, variables, window, prefix_l
     monkeypatch.setattr(selfparam_jax.generate, "copies_slices", lambda: apart)
     model = Decoder(dataclasses.replace(tiny_model.config, sliding_window=window))
     prefix = (4 * PREFIX)[:prefix_length]
-    assert (round_up(prefix_length, 32) > SHORT_PREFIX) == (prefix_length == 45)
+    assert (prefix_length > SHORT_PREFIX) == (prefix_length == 45)
     found = generate(model, variables, prefix, PROMPTS, NEW)
     assert found == [tiny.continued(model, variables, prefix + prompt, NEW) for prompt in PROMPTS]
     assert len({tuple(answer) for answer in found}) == len(PROMPTS)
@@ -244,6 +246,16 @@ def test_draws_follow_the_seed_and_the_prompt_s_place_only(model, variables):
     assert len({tuple(answer) for answer in first}) == 5, "rows of the same prompt differ"
     assert not {tuple(answer) for answer in first} & {tuple(answer) for answer in drawn(2, 5)}
     assert drawn(2**32 - 1, 5) != first
+
+
+@pytest.mark.parametrize("size", [ARGMAX_BLOCK, 7 * ARGMAX_BLOCK, 7 * ARGMAX_BLOCK + 1])
+def test_the_highest_logit_is_the_first_of_equals(size):
+    logits = np.random.default_rng(0).integers(0, 6, (200, size)).astype(np.float32)  # most rows have equals
+    logits[0, -1] = 9.0
+    logits[1] = -np.inf
+    found = _highest(jnp.asarray(logits))
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, logits.argmax(axis=-1))
 
 
 def test_the_most_likely_tokens_by_hand():
