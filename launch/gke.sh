@@ -38,7 +38,7 @@ fill HOSTS "${HOSTS:-4}"
 fill CHIPS "${CHIPS:-4}"
 fill RETRIES "${RETRIES:-20}"
 if $dry_run; then
-  echo "$filled"
+  printf "kubectl apply -f - <<'END'\n%s\nEND\n" "$filled"
 else
   kubectl apply -f - <<<"$filled"
 fi

@@ -7,6 +7,7 @@
 #   create    ask for the slice and wait until it is there
 #   install   copy this directory to every worker and install it
 #   run       start the job on every worker (in the background; safe to repeat: the job goes on from its checkpoint)
+#   follow    the end of the first worker's log every minute until the job has ended, with its status
 #   logs      follow the first worker's log
 #   collect   copy the work directory from the first worker to ./results
 #   delete    give the slice back
@@ -92,20 +93,19 @@ run() {
 
 logs() { on_workers 0 'tail -n +1 -F job.log'; }
 
-follow() { # until the job has ended; 0 if it did so well
-  local answer
-  if $dry_run; then
-    on_workers 0 'cat job.status'
-    return
-  fi
+follow() { # until the job has ended, with its status; 75 if the slice was preempted
+  local answer status=
   while true; do
-    sleep 60
+    $dry_run || sleep 60
     if answer=$(on_workers 0 'tail -n 3 job.log; cat job.status 2> /dev/null || true'); then
       echo "$answer"
-      [[ $answer =~ ^[0-9]+$ || $answer =~ $'\n'([0-9]+)$ ]] && return "${answer##*$'\n'}"
-    elif [[ $(state) != ACTIVE ]]; then
-      return 75 # preempted
+      $dry_run && return
+      [[ $answer =~ ^[0-9]+$ || $answer =~ $'\n'[0-9]+$ ]] && status=${answer##*$'\n'}
+      # 130: a signal came, and the job has saved. The slice may be about to go: that is seen a minute later.
+      [[ $status == 130 ]] && sleep 60
     fi
+    [[ $(state) == ACTIVE ]] || return 75
+    [[ -n $status ]] && return "$status"
   done
 }
 
@@ -116,25 +116,31 @@ collect() {
 
 delete() { do_it gcloud compute tpus queued-resources delete "$name" "${place[@]}" --force --quiet; }
 
+# A process of its own for every step: `set -e` does nothing in what stands before && or ||.
+step() { if $dry_run; then bash "$0" --dry-run "$@"; else bash "$0" "$@"; fi; }
+
 all() {
   need_workdir
   local status=75
   for ((attempt = 0; attempt <= retries && status == 75; attempt++)); do
     if ((attempt)); then
       echo "preempted; attempt $attempt of $retries" >&2
-      delete || true
+      step delete || true
     fi
     status=0
-    { create && install && run "$@" && follow; } || status=$?
-    $dry_run && break
+    { step create && step install && step run "$@" && step follow; } || status=$?
+    if $dry_run; then
+      echo "# after a preemption, up to $retries times: delete, and all of this again"
+      break
+    fi
   done
   return "$status"
 }
 
 case $command in
-  create | install | run | logs | collect | delete | all) "$command" "$@" ;;
+  create | install | run | follow | logs | collect | delete | all) "$command" "$@" ;;
   *)
-    echo "error: got '$command', expected create, install, run, logs, collect, delete or all; see the head of $0" >&2
+    echo "error: got '$command', expected create, install, run, follow, logs, collect, delete or all; see the head of $0" >&2
     exit 2
     ;;
 esac

@@ -1,9 +1,11 @@
 """Launch scripts: what they would do, to the letter, and that a shell linter has nothing to say."""
 
+import json
 import os
 import pathlib
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -61,7 +63,7 @@ def test_local_stops_all_when_one_fails(tmp_path):
 def test_tpu_pod():
     place = "selfparam --zone us-central1-a"
     vm = "gcloud compute tpus tpu-vm"
-    create, tar, scp, install, job, status = shown(
+    create, tar, scp, install, job, status, note = shown(
         "tpu_pod.sh", "all", "--config=configs/models/llama3_8b.py", WORKDIR="/mnt/share/run"
     )
     assert create == (
@@ -74,7 +76,89 @@ def test_tpu_pod():
     assert job.startswith(f"{vm} ssh {place} --worker=all --command=")
     for part in ("--config=configs/models/llama3_8b.py", "--workdir=/mnt/share/run", "--distributed=on"):
         assert part in job
-    assert status == f"{vm} ssh {place} --worker=0 --command=cat\\ job.status"
+    assert status.startswith(f"{vm} ssh {place} --worker=0 --command=tail") and "job.status" in status
+    assert note == "# after a preemption, up to 20 times: delete, and all of this again"
+
+
+GCLOUD = """
+import json, os, pathlib, sys
+folder = pathlib.Path(__file__).parent
+arguments = sys.argv[1:]
+with (folder / "calls").open("a") as log:
+    log.write(json.dumps(arguments) + "\\n")
+name = next(a for a in arguments if a in ("create", "delete", "describe", "scp", "ssh"))
+if name == "ssh":
+    name = "follow" if "--worker=0" in arguments else "run" if "selfparam_jax.main" in arguments[-1] else "install"
+answers = json.loads((folder / "answers").read_text())
+left = answers.get(name, [])
+status, text = left.pop(0) if left else (0, "ACTIVE" if name == "describe" else "")
+(folder / "answers").write_text(json.dumps(answers))
+print(text)
+sys.exit(status)
+"""
+
+
+def pod(tmp_path, **answers):
+    """`tpu_pod.sh all` with a gcloud that answers as it is told, and without waiting: status, and what was called."""
+    (tmp_path / "answers").write_text(json.dumps(answers))
+    (tmp_path / "gcloud.py").write_text(GCLOUD)
+    for name, line in (("gcloud", f'exec "{sys.executable}" "{tmp_path}/gcloud.py" "$@"'), ("sleep", "exit 0")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "tar").write_text("#!/bin/sh\nexit 0\n")
+    (tmp_path / "tar").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = run("tpu_pod.sh", "all", "--config=c.py", WORKDIR="/mnt/run", PATH=path, RETRIES="2")
+    calls = [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    named = [next(a for a in call if a in ("create", "delete", "describe", "scp", "ssh")) for call in calls]
+    return done, [name for name in named if name != "describe"]
+
+
+ONCE = ["create", "scp", "ssh", "ssh"]  # made, copied to, installed, started
+
+
+def test_a_pod_s_job_is_followed_to_its_end(tmp_path):
+    done, calls = pod(tmp_path, describe=[(0, "PROVISIONING")], follow=[(0, "step 1"), (255, ""), (0, "done\n0")])
+    assert (done.returncode, calls) == (0, [*ONCE, "ssh", "ssh", "ssh"]), done.stderr
+    assert "step 1" in done.stdout
+
+
+def test_a_pod_s_job_that_fails_is_not_begun_again(tmp_path):
+    done, calls = pod(tmp_path, follow=[(0, "error: no such file\n1")])
+    assert (done.returncode, calls) == (1, [*ONCE, "ssh"])
+
+
+@pytest.mark.parametrize(
+    "preempted",
+    [
+        {"follow": [(255, ""), (0, "done\n0")], "describe": [(0, "ACTIVE"), (0, "SUSPENDED")]},
+        {"follow": [(0, "saved\n130"), (0, "done\n0")], "describe": [(0, "ACTIVE"), (0, "SUSPENDING")]},
+    ],
+)
+def test_after_a_preemption_a_pod_s_job_is_begun_again(tmp_path, preempted):
+    done, calls = pod(tmp_path, **preempted)
+    assert (done.returncode, calls) == (0, [*ONCE, "ssh", "delete", *ONCE, "ssh"])
+    assert "preempted; attempt 1 of 2" in done.stderr
+
+
+def test_a_pod_s_job_is_not_begun_again_for_ever(tmp_path):
+    gone = [(0, "ACTIVE"), (0, "SUSPENDED")]
+    done, calls = pod(tmp_path, follow=[(255, "")] * 3, describe=3 * gone)
+    assert done.returncode == 75 and calls.count("create") == 3
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ({"create": [(1, "")]}, ["create"]),
+        ({"describe": [(0, "FAILED")] * 3}, ["create"]),
+        ({"scp": [(1, "")]}, ["create", "scp"]),
+        ({"install": [(1, "")]}, ["create", "scp", "ssh"]),
+    ],
+)
+def test_a_step_that_fails_ends_a_pod_s_job(tmp_path, answers, expected):
+    done, calls = pod(tmp_path, **answers)
+    assert (done.returncode, calls) == (1, expected)
 
 
 def test_tpu_pod_settings():
@@ -102,7 +186,7 @@ def test_tpu_pod_settings():
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
-        ("tpu_pod.sh", ["start"], "got 'start', expected create, install, run"),
+        ("tpu_pod.sh", ["start"], "got 'start', expected create, install, run, follow"),
         ("tpu_pod.sh", [], "got '', expected create"),
         ("tpu_pod.sh", ["run", "--config=c"], "WORKDIR is not set"),
         ("slurm.sbatch", [], "got no flags"),
@@ -118,15 +202,18 @@ def test_what_is_missing_is_said(script, arguments, message):
 def test_slurm():
     flags = ("--config=c.py", "--workdir=/shared/run")
     line = f"srun --kill-on-bad-exit=1 {{}}python -m selfparam_jax.main {' '.join(flags)} --distributed=on"
-    assert shown("slurm.sbatch", *flags) == [line.format("")]
-    assert shown("slurm.sbatch", *flags, VENV="/shared/venv") == [line.format("/shared/venv/bin/")]
+    then = '# if it ends with 130 (saved after a signal): scontrol requeue JOB'
+    assert shown("slurm.sbatch", *flags) == [line.format(""), then]
+    assert shown("slurm.sbatch", *flags, VENV="/shared/venv") == [line.format("/shared/venv/bin/"), then]
     assert "#SBATCH --signal=TERM@120" in (LAUNCH / "slurm.sbatch").read_text()
 
 
 def test_gke():
     import yaml
 
-    text = "\n".join(shown("gke.sh", "--config=c.py", '--workdir=/shared/a "b" \\c', IMAGE="image:1", HOSTS="2"))
+    first, *lines, last = shown("gke.sh", "--config=c.py", '--workdir=/shared/a "b" \\c', IMAGE="image:1", HOSTS="2")
+    assert (first, last) == ("kubectl apply -f - <<'END'", "END")
+    text = "\n".join(lines)
     assert "${" not in text.split("\n", 1)[1]
     workers = yaml.safe_load(text)["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert (workers["parallelism"], workers["completions"]) == (2, 2)
