@@ -94,6 +94,16 @@ class Settings:
     eval_batch: int
     export_dtype: str
 
+    def __post_init__(self):
+        config = self.sequential
+        again = config.rehearsal_pairs or config.imagined_per_epoch
+        if self.job == "sequential" and self.train.teacher == "online" and again:
+            raise ValueError(
+                "train.teacher = 'online' with rehearsal or imagined pairs, expected 'stored': their states are those "
+                "of a model that is not there any more; leave train.teacher as it is, or set "
+                "sequential.rehearsal_pairs, rehearsal_per_epoch and imagined_per_epoch to 0"
+            )
+
     @property
     def int8(self) -> bool:
         """Whether the base's kernels are rounded to 8 bits."""
@@ -257,13 +267,11 @@ class Earlier:
 
     Attributes:
       original: the model that teaches, if it is not the one that learns.
-      sentences: further target sentences; the teacher reads them without a context.
-      rehearsal: further sentences with the states that their teacher had.
+      rehearsal: further sentences with the states that their own teacher had.
       basis: what the adapter is kept orthogonal to (`trainer.project_lora`).
     """
 
     original: hub.Pretrained | None = None
-    sentences: tuple[targets.Sentence, ...] = ()
     rehearsal: Rehearsal | None = None
     basis: dict | None = None
 
@@ -361,7 +369,7 @@ def read_teacher(
     run: Run, contexts: Sequence[Context], directory: pathlib.Path, earlier: Earlier = Earlier()
 ) -> tuple[list[targets.Sentence], np.ndarray, trainer.Teacher]:
     """The target sentences, the first slot of each, and the teacher: its stored states, or itself if online."""
-    sentences = [*make_targets(run, contexts), *earlier.sentences]
+    sentences = make_targets(run, contexts)
     first_slots = targets.first_slots(sentences)
     prefixes = [run.prompt.context_prefix(context.context) for context in contexts]
     reader = teacher_reader(run, earlier.original)

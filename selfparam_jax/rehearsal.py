@@ -76,6 +76,14 @@ def taking_turns(rehearsal: Rehearsal, per_epoch: int, epochs: int, seed: int) -
     return Rehearsal(tuple(sentences), rehearsal.states)
 
 
+def joined(parts: Sequence[Rehearsal]) -> Rehearsal | None:
+    """All sentences of some rehearsals with their states; None of none."""
+    if not parts:
+        return None
+    sentences = tuple(sentence for part in parts for sentence in part.sentences)
+    return Rehearsal(sentences, np.concatenate([part.states for part in parts]))
+
+
 def imagine_pairs(model: Decoder, variables: dict, prompt: Prompt, count: int, seed: int) -> list[QAPair]:
     """Pairs that a model says of its own accord when asked to go on with "Question:": what it remembers.
 

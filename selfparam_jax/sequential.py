@@ -20,7 +20,16 @@ from selfparam_jax.injection import Earlier, Run, choose_pairs, fits, inject, re
 from selfparam_jax.ledger import Ledger
 from selfparam_jax.likelihood import question_log_likelihoods
 from selfparam_jax.lora import merge_adapters
-from selfparam_jax.rehearsal import imagine_pairs, imagined_sentences, keep_rehearsal, read_rehearsal, taking_turns
+from selfparam_jax.rehearsal import (
+    Rehearsal,
+    imagine_pairs,
+    imagined_sentences,
+    joined,
+    keep_rehearsal,
+    read_rehearsal,
+    taking_turns,
+)
+from selfparam_jax.teacher import read_without_context
 from selfparam_jax.trainer import orthonormal_basis
 
 
@@ -130,11 +139,11 @@ def gather_earlier(now: Run, original: hub.Pretrained, course: Course, index: in
     """What the configured remedies take from the injections before."""
     config, settings = now.settings.sequential, now.settings
     epochs = settings.train.epochs
-    rehearsal, imagined = None, ()
+    again = []
     if config.rehearsal_per_epoch and index:
         kept = [injection_directory(course, i) / "rehearsal" for i in range(index)]
-        rehearsal = read_rehearsal(kept, config.rehearsal_weight)
-        rehearsal = rehearsal and taking_turns(rehearsal, config.rehearsal_per_epoch, epochs, settings.seed)
+        if rehearsal := read_rehearsal(kept, config.rehearsal_weight):
+            again.append(taking_turns(rehearsal, config.rehearsal_per_epoch, epochs, settings.seed))
     if config.imagined_per_epoch and index:
         count = config.imagined_per_epoch * epochs
         path = injection_directory(course, index) / "imagined.jsonl"
@@ -145,13 +154,15 @@ def gather_earlier(now: Run, original: hub.Pretrained, course: Course, index: in
         pairs = [QAPair(**line) for line in files.read_lines(path)]
         fitting = [pair for pair in pairs if fits(now, pair)]
         imagined = imagined_sentences(fitting, now.prompt, settings.targets, config.imagined_per_epoch, epochs)
+        if imagined:  # read by the model as it stands, whoever teaches the rest: it is to stay as it is on them
+            again.append(Rehearsal(imagined, read_without_context(teacher_reader(now), imagined)))
     basis = None
     if config.orthogonal and index:
         basis = orthonormal_basis(
             [lora for lora, _ in ledger.adapters()], settings.lora.rank * (len(course.contexts) - 1)
         )
     teaches = original if config.teacher == "original" else None
-    return Earlier(teaches, imagined, rehearsal, basis)
+    return Earlier(teaches, joined(again), basis)
 
 
 def adapters_of(run: Run, course: Course) -> list[tuple[dict, float]]:

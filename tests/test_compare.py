@@ -447,10 +447,38 @@ def test_a_ledger_after_some_of_its_injections(runs, inside, tiny_model):
         assert contender["modules"]["q_proj"]["norm"] == pytest.approx(np.linalg.norm(wanted), rel=1e-5)
     assert found["kl"]["mean_per_token"][0][1] != found["kl"]["mean_per_token"][0][2]
     assert {kernel["rank"] for kernel in found["contenders"][1]["kernels"]} == {0, 4}
+    assert [contender["answers"] for contender in found["contenders"]] == [None, None]
     with pytest.raises(ValueError, match="several models; give one, such as course/sequences/000"):
         find_run("course")
     with pytest.raises(ValueError, match=r"got step 3, expected one of \[1, 2\]"):
         find_run("course/sequences/000@3")
+
+
+def test_answers_of_a_sequence(tmp_path):
+    """Those after as many injections as are compared, of its own contexts; none after one was taken out."""
+    workdir = tmp_path / "run"
+    second = workdir / "sequences" / "001"
+    second.mkdir(parents=True)
+    files.write_json(workdir / "config.json", {"base_fingerprint": "f", "config": {"job": "sequential"}})
+    files.write_json(workdir / "results.json", {"per_context": [{"id": name} for name in "abcd"]})
+    asked = [{"context": name, "question": f"{name}{n}?", "injected": {"f1": 0.0}} for name in "abcd" for n in (1, 2)]
+    files.write_lines(workdir / "predictions.jsonl", asked)
+    ledger = Ledger.open(second / "ledger", "f")
+    lora = {
+        "layers": {"mlp": {"up_proj": {"a": np.ones((1, 2, 1), np.float32), "b": np.ones((1, 1, 2), np.float32)}}}
+    }
+    entries = [ledger.append(name, "", "", {}, lora, 1.0) for name in "cd"]
+    for step in range(3):
+        answers = [[{"f1": 0.1 * step + 0.01 * c} for _ in (1, 2)] for c in range(2)]
+        (second / "examinations").mkdir(exist_ok=True)
+        files.write_json(second / "examinations" / f"{step:03d}.json", {"answers": answers})
+    for source, step in ((second, 2), (f"{second}@1", 1)):
+        found = find_run(str(source)).predictions
+        assert [record["question"] for record in found] == ["c1?", "c2?", "d1?", "d2?"]
+        expected = [0.1 * step, 0.1 * step, 0.1 * step + 0.01, 0.1 * step + 0.01]
+        assert [record["injected"]["f1"] for record in found] == pytest.approx(expected)
+    ledger.undo(entries[0].id)
+    assert find_run(str(second)).predictions is None
 
 
 def mean_f1(records):

@@ -202,7 +202,7 @@ def test_what_is_missing_is_said(script, arguments, message):
 def test_slurm():
     flags = ("--config=c.py", "--workdir=/shared/run")
     line = f"srun --kill-on-bad-exit=1 {{}}python -m selfparam_jax.main {' '.join(flags)} --distributed=on"
-    then = '# if it ends with 130 (saved after a signal): scontrol requeue JOB'
+    then = "# if it ends with 130 (saved after a signal): scontrol requeue JOB"
     assert shown("slurm.sbatch", *flags) == [line.format(""), then]
     assert shown("slurm.sbatch", *flags, VENV="/shared/venv") == [line.format("/shared/venv/bin/"), then]
     assert "#SBATCH --signal=TERM@120" in (LAUNCH / "slurm.sbatch").read_text()

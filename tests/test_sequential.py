@@ -363,6 +363,36 @@ def test_the_original_teacher_stays_the_same(config, tmp_path, monkeypatch):
     assert len(set(seen[:3])) == 3 and len({*seen[3:], seen[0]}) == 1
 
 
+def test_imagined_pairs_are_read_by_the_model_as_it_stands(config, tmp_path, monkeypatch):
+    """Whoever teaches the rest: the original knows nothing of what they are to keep."""
+    monkeypatch.setattr(sequential, "imagine_pairs", lambda *args: [QAPair("Who?", "Ada"), QAPair("When?", "1742")])
+    config.sequential.update(imagined_per_epoch=1, teacher="original", length=2)
+    jobs.run_job(config, str(tmp_path / "run"))
+    run = jobs.prepare(config, str(tmp_path / "run"))
+    course = sequential.courses_of(run)[0]
+    ledger = Ledger.open(course.directory / "ledger", run.base.fingerprint)
+    before = sequential.current_model(run, ledger.adapters()[:1])
+    now = dataclasses.replace(run, base=before)
+    earlier = sequential.gather_earlier(now, run.base, course, 1, ledger)
+    assert earlier.original is run.base and len(earlier.rehearsal.sentences) == 2
+    read = sequential.read_without_context
+    expected, other = (
+        read(injection.teacher_reader(run, base), earlier.rehearsal.sentences) for base in (before, run.base)
+    )
+    np.testing.assert_array_equal(earlier.rehearsal.states, expected)
+    assert np.abs(expected - other).max() > 1e-4
+    kinds = [line["kind"] for line in files.read_lines(sequential.injection_directory(course, 1) / "targets.jsonl")]
+    assert kinds.count("rehearsal") == 2
+
+
+def test_no_rehearsal_with_an_online_teacher(config):
+    config.train.teacher = "online"
+    jobs.read_settings(config)
+    config.sequential.imagined_per_epoch = 1
+    with pytest.raises(ValueError, match="'online' with rehearsal or imagined pairs, expected 'stored'"):
+        jobs.read_settings(config)
+
+
 def test_imagined_pairs(tiny_model):
     """They are read out of what the model says; whatever it is, each is a sentence of its own without supervision."""
     prompt = Prompt("plain", tiny_model.tokenizer)

@@ -128,9 +128,10 @@ def find_run(source: str) -> SavedRun | None:
         raise ValueError(f"{path} has no complete checkpoint or injection yet, expected one; run the job first")
     if step not in (None, *steps):
         raise ValueError(f"{source}: got step {step}, expected one of {steps}, those that are kept")
-    # Those of a finished run, which are its last step's.
-    predictions = _predictions(workdir, path.resolve()) if step in (None, steps[-1]) else None
-    step = steps[-1] if step is None else step
+    last, step = step in (None, steps[-1]), steps[-1] if step is None else step
+    # A finished run's are its last step's; of a sequence those of every step are there.
+    kept = last or (path / "ledger").is_dir()
+    predictions = _predictions(workdir, path.resolve(), step) if kept else None
     return SavedRun(path, step, record["config"], record["base_fingerprint"], predictions)
 
 
@@ -151,16 +152,33 @@ def _read_record(workdir: pathlib.Path) -> dict | None:
     return record if isinstance(record, dict) and "base_fingerprint" in record else None
 
 
-def _predictions(workdir: pathlib.Path, path: pathlib.Path) -> list[dict] | None:
+def _predictions(workdir: pathlib.Path, path: pathlib.Path, step: int) -> list[dict] | None:
     if not (workdir / "results.json").exists():
         return None
     records = files.read_lines(workdir / "predictions.jsonl")
-    if path.parent.name == PARTS["sequential"]:  # kept in another form
-        return None
     if path != workdir:
-        context = files.read_json(workdir / "results.json")["per_context"][int(path.name)]["id"]
-        records = [record for record in records if record["context"] == context]
+        answers = _answers_after(path, step)
+        if answers is None and path.parent.name == PARTS["sequential"]:
+            return None
+        first, count = (int(path.name), 1) if answers is None else (int(path.name) * len(answers), len(answers))
+        of_all = files.read_json(workdir / "results.json")["per_context"]
+        contexts = {context["id"] for context in of_all[first : first + count]}
+        records = [record for record in records if record["context"] in contexts]
+        if answers is not None:
+            flat = [answer for group in answers for answer in group]
+            records = [{**record, "injected": own} for record, own in zip(records, flat, strict=True)]
     return records or None
+
+
+def _answers_after(path: pathlib.Path, step: int) -> list[list[dict]] | None:
+    """The answers after so many injections of a sequence, per context; None if it is not that model any more."""
+    examination = path / "examinations" / f"{step:03d}.json"
+    if not examination.exists():
+        return None
+    ledger = Ledger.open(path / "ledger")
+    if len(ledger.active()) < len(ledger.entries()):  # an injection was taken out
+        return None
+    return files.read_json(examination)["answers"]
 
 
 def run_contender(name: str, base: hub.Pretrained, run: SavedRun) -> Contender:
@@ -173,7 +191,7 @@ def run_contender(name: str, base: hub.Pretrained, run: SavedRun) -> Contender:
     if (run.directory / "ledger").is_dir():
         ledger = Ledger.open(run.directory / "ledger", base.fingerprint)
         adapters = ledger.adapters([entry.id for entry in ledger.active()[: run.step]])
-        return adapter_contender(name, base, compose_lora(adapters), 1.0)
+        return adapter_contender(name, base, compose_lora(adapters), 1.0, run.predictions)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.eval_shape(lambda params: init_lora(jax.random.key(0), params, run.lora), base.params)
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
