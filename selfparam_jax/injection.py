@@ -99,9 +99,9 @@ class Settings:
         again = config.rehearsal_pairs or config.imagined_per_epoch
         if self.job == "sequential" and self.train.teacher == "online" and again:
             raise ValueError(
-                "train.teacher = 'online' with rehearsal or imagined pairs, expected 'stored': their states are those "
-                "of a model that is not there any more; leave train.teacher as it is, or set "
-                "sequential.rehearsal_pairs, rehearsal_per_epoch and imagined_per_epoch to 0"
+                "train.teacher = 'online' with rehearsal or imagined pairs, expected 'stored': the model that read "
+                "them is not there any more; leave train.teacher as it is, or set sequential.rehearsal_pairs, "
+                "rehearsal_per_epoch and imagined_per_epoch to 0"
             )
 
     @property

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -267,14 +268,9 @@ def test_a_process_that_is_killed_again_and_again(config, tmp_path):
     jobs.run_job(config, str(tmp_path / "whole"))
     files.write_json(tmp_path / "config.json", config.to_dict())
     command = [sys.executable, "-c", CLIENT, str(tmp_path / "config.json"), str(tmp_path / "killed")]
-    marks = [
-        "checkpoints/1",
-        "ledger/",
-        "examinations/001.json",
-        "injections/001/checkpoints",
-        "examinations/002.json",
-    ]
-    for mark in marks:
+
+    def kill_at(mark):
+        """Starts the job and kills it as soon as a path like that is there; whether that path is left."""
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
@@ -284,12 +280,20 @@ def test_a_process_that_is_killed_again_and_again(config, tmp_path):
                 for folder, folders, names in os.walk(tmp_path / "killed")
                 for name in (*folders, *names)
             )
-            if any(mark in path for path in found):
+            if path := next((path for path in found if re.search(mark, path)), None):
                 break
             time.sleep(0.002)
         assert process.poll() is None, f"it was over before {mark} was there"
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
+        return os.path.exists(path)
+
+    # Inside the write of a checkpoint: what it is written to is still there under its temporary name.
+    assert any(kill_at(r"injections/000/checkpoints/.*orbax-checkpoint-tmp") for _ in range(5))
+    kill_at(r"ledger/.*[0-9a-f]{12}")
+    kill_at("examinations/001.json")
+    assert any(kill_at(r"injections/001/checkpoints/.*orbax-checkpoint-tmp") for _ in range(5))
+    kill_at("examinations/002.json")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert comparable(tmp_path / "killed") == comparable(tmp_path / "whole")
