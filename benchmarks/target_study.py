@@ -6,7 +6,8 @@
 `--contexts` has training pairs and held-out questions, `--documents` held-out questions alone. Contexts are taken in
 groups; every cell of the study is one whole batch job on one group, in a directory of its own under `--out`, and a
 finished cell is not run again. Cells of a part see about the same number of training sentences (`--exposures` per
-context), so what differs is which. `--grid=full` is meant for a GPU: larger groups, more of them, more values.
+context), so what differs is which; pairs that a cell's own setting leaves out are not made up for. `--grid=full` is
+meant for a GPU: larger groups, more of them, more values.
 """
 
 import dataclasses

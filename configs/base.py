@@ -105,7 +105,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # (base models, and small ones such as the embedded model; not through an endpoint).
     config.generator.form = "completion"
     config.generator.pairs_per_context = 40  # no further round for a context that has as many
-    config.generator.rounds = 3  # later rounds are told the pairs there are
+    config.generator.rounds = 3  # in form "chat" later rounds are told the pairs there are
     config.generator.replies = 32  # sampled per context and round, shared among the kinds by weight
     config.generator.pairs_per_reply = 6  # what a prompt of a chat asks for
     config.generator.reply_tokens = 64  # a longer reply is cut off; a chat needs about 40 for every pair
