@@ -46,7 +46,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.mesh.data = -1
     config.mesh.fsdp = 1
     config.mesh.tensor = 1
-    # Of several processes: seconds without a finished step after which all end with a message; 0 waits for ever.
+    # Of several processes: seconds without a finished step, reading or batch of answers after which all end with a
+    # message; 0 waits for ever.
     config.mesh.stall_limit_s = 1800.0
 
     # How context, question and answer become text: "plain", "worked" (plain, and a reader with context

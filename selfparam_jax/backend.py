@@ -79,9 +79,9 @@ def copies_slices() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def unstacked(x: jax.Array) -> list[jax.Array]:
+def unstacked(x: jax.Array | np.ndarray) -> list[jax.Array]:
     """x[0], x[1], ...: on CPU as views of its memory, wherever they are aligned as the backend wants it."""
     if jax.default_backend() != "cpu":
         return list(x)
-    device = next(iter(x.devices()))
+    device = next(iter(x.devices())) if isinstance(x, jax.Array) else None
     return [jax.device_put(row, device, may_alias=True) for row in np.asarray(x)]

@@ -16,6 +16,7 @@ from selfparam_jax.model import Decoder, head_weight
 from selfparam_jax.objective import Signal, chunked_loss
 from selfparam_jax.packing import LossPositions, Piece, Rows, fill_rows, first_fit_decreasing, loss_positions
 from selfparam_jax.prefix import read_prefixes
+from selfparam_jax.processes import progressed
 from selfparam_jax.prompts import Prompt
 
 PAPER_TOKENS = 10  # the paper's decoding: this many new tokens, no stop
@@ -224,6 +225,7 @@ def measure_drift(model: Decoder, general: General, after: dict) -> dict:
     for arrays, signal, before in general.parts:
         states = read_states(model, after, *arrays)
         sums += float(_nll(states, head, signal)[0]), float(_kl(before, states, head, signal))
+        progressed()
     return {
         "perplexity_before": float(np.exp(general.nll / general.count)),
         "perplexity_after": float(np.exp(sums[0] / general.count)),

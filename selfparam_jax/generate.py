@@ -18,6 +18,7 @@ from jax import lax
 from selfparam_jax.backend import copies_slices, unstacked
 from selfparam_jax.model import EMPTY, PADDING, SHARED, Decoder, KeyValues, apply_head, head_weight, placed, written
 from selfparam_jax.prefix import Prefix, read_prefix, round_up
+from selfparam_jax.processes import progressed
 
 PROMPT_BUCKET = 32
 SHORT_PREFIX = 32  # tokens: reading so many again in every row is cheaper than a block of their own
@@ -281,9 +282,8 @@ def generate(
     stops[list(stop_ids)] = True
     width = round_up(longest, PROMPT_BUCKET)
     answers: list[list[int]] = []
-    room = min(batch_size, len(prompts))
-    if model.layout is not None:  # every device gets as many rows
-        room = round_up(room, model.layout.row_shards)
+    shards = 1 if model.layout is None else model.layout.row_shards  # each gets as many rows as the others
+    room = round_up(min(batch_size, len(prompts)), shards)
     for begin in range(0, len(prompts), batch_size):
         chunk = prompts[begin : begin + batch_size]
         padded, lengths = _padded(chunk, room, width)
@@ -293,4 +293,5 @@ def generate(
             np.uint32(seed), new_tokens, least_tokens, sampling, slots,
         )  # fmt: skip
         answers.extend(row[: int(made)].tolist() for row in np.asarray(tokens)[: len(chunk)])
+        progressed()
     return answers

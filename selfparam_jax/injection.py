@@ -28,7 +28,7 @@ from selfparam_jax.generator import GeneratorConfig
 from selfparam_jax.lora import LoraConfig, init_lora
 from selfparam_jax.model import Decoder, head_weight
 from selfparam_jax.pairs import answer_shape
-from selfparam_jax.processes import Watchdog, is_first, preempted, several
+from selfparam_jax.processes import is_first, preempted, progressed, several
 from selfparam_jax.prompts import Prompt
 from selfparam_jax.rehearsal import Rehearsal
 from selfparam_jax.workdir import MetricsLog
@@ -404,14 +404,12 @@ class Watch:
     """Progress bar, metrics.jsonl and running totals of one training run."""
 
     def __init__(self, run, plan, first, done, path, label):
-        self._watchdog = Watchdog(run.workdir, run.settings.stall_limit_s)
         self._rate = trainer.learning_rate_schedule(run.settings.train, plan.steps)
         self.train_s, self.sentence_tokens = done["train_s"], done["sentence_tokens"]
         self._label, self._plan, self._first, self._path = label, plan, first, path
 
     def __enter__(self):
         self._log = MetricsLog(self._path, self._first)
-        self._watchdog.__enter__()
         self._bar = tqdm(
             total=self._plan.steps, initial=self._first, desc=self._label or "train", unit="step",
             disable=not is_first(),
@@ -419,13 +417,12 @@ class Watch:
         return self
 
     def __exit__(self, *raised):
-        self._watchdog.__exit__(*raised)
         self._bar.close()
         self._log.close()
 
     def on_metrics(self, step: int, values: dict) -> None:
         """One line and one tick per step."""
-        self._watchdog.alive(step)
+        progressed()
         tokens = self._plan.sentence_tokens(step - 1)
         self.train_s += values["seconds"]
         self.sentence_tokens += tokens

@@ -53,7 +53,7 @@ from selfparam_jax.ledger import Ledger
 from selfparam_jax.lora import LoraConfig
 from selfparam_jax.model import ATTENTION, REMAT
 from selfparam_jax.packing import check_sizes
-from selfparam_jax.processes import check_shared
+from selfparam_jax.processes import Watchdog, check_shared
 from selfparam_jax.prompts import Prompt
 from selfparam_jax.workdir import claim, flatten
 
@@ -472,7 +472,8 @@ def run_job(config, workdir: str) -> dict:
         return files.read_json(finished)
     logging.info("%s: %d contexts, model %s", run.settings.job, len(run.contexts), run.base.name)
     run = with_written_texts(config, run)
-    results = JOBS[run.settings.job](run, began)
+    with Watchdog(run.workdir, run.settings.stall_limit_s):
+        results = JOBS[run.settings.job](run, began)
     logging.info(
         "%d programs compiled or read from the cache (%d of them) in %.0f s",
         compilations.programs, compilations.from_cache, compilations.seconds,

@@ -149,19 +149,21 @@ BEAT_S = 1.0  # how often a process says that it lives
 class Watchdog:
     """Says who is missing where otherwise all would wait for ever, or end with an error of the network.
 
-    Every process keeps a file with its number of finished steps, which a thread touches while it lives. The thread
-    ends the process if no step was finished for `limit_s` (0: never), naming who is behind; and where the block
-    fails, those are named who live no more. Use as a context manager around a loop that calls `alive` in each step.
+    Every process keeps a file with the number of pieces of work that it has finished (`progressed`), which a thread
+    touches while it lives. The thread ends the process if none was finished for `limit_s` (0: never), naming who is
+    behind; and where the block fails, those are named who live no more. Use as a context manager around what all
+    processes do in step.
     """
 
     def __init__(self, directory: pathlib.Path, limit_s: float, end: Callable[[int], None] = os._exit):
         self._directory, self._limit, self._end = directory / "processes", limit_s, end
-        self._stop, self._steps, self._when = threading.Event(), 0, time.monotonic()
+        self._stop, self._pieces, self._when = threading.Event(), 0, time.monotonic()
 
     def __enter__(self) -> "Watchdog":
         if _count > 1:
             self._directory.mkdir(parents=True, exist_ok=True)
-            self.alive(0)
+            self._write()
+            _watchdogs.append(self)
             threading.Thread(target=self._watch, daemon=True).start()
         return self
 
@@ -170,12 +172,16 @@ class Watchdog:
         if failed and (silent := self.silent()):
             logging.error("%s: no sign of life; its log says why", ", ".join(silent))
         self._stop.set()
+        if self in _watchdogs:
+            _watchdogs.remove(self)
 
-    def alive(self, steps: int) -> None:
-        """So many steps are done."""
-        self._steps, self._when = steps, time.monotonic()
-        if _count > 1:
-            self._file(_index).write_text(f"{steps} {socket.gethostname()}")
+    def progressed(self) -> None:
+        """One more piece of work is done."""
+        self._pieces, self._when = self._pieces + 1, time.monotonic()
+        self._write()
+
+    def _write(self) -> None:
+        self._file(_index).write_text(f"{self._pieces} {socket.gethostname()}")
 
     def _file(self, index: int) -> pathlib.Path:
         return self._directory / f"{index}"
@@ -196,21 +202,30 @@ class Watchdog:
         return [self._named(index) for index in others if self._file(index).stat().st_mtime_ns == before[index]]
 
     def _found(self, index: int) -> tuple[int, str]:
-        """(steps, host) as a process's file says."""
+        """(pieces of work, host) as a process's file says."""
         path = self._file(index)
-        steps, _, host = path.read_text().partition(" ") if path.exists() else ("0", "", "")
-        return int(steps or 0), host or "a host unknown"
+        pieces, _, host = path.read_text().partition(" ") if path.exists() else ("0", "", "")
+        return int(pieces or 0), host or "a host unknown"
 
     def _named(self, index: int) -> str:
         return f"process {index} on {self._found(index)[1]}"
 
     def complaint(self) -> str:
-        """Which processes have done fewest steps."""
-        steps = {index: self._found(index)[0] for index in range(_count)}
-        least = min(steps.values())
-        behind = [self._named(index) for index, done in steps.items() if done == least]
+        """Which processes have done least."""
+        pieces = {index: self._found(index)[0] for index in range(_count)}
+        least = min(pieces.values())
+        behind = [self._named(index) for index, done in pieces.items() if done == least]
         return (
-            f"process {_index}: no step was finished for {self._limit:.0f} s after step {self._steps}; behind "
-            f"(at step {least}): {', '.join(behind)}. Look at their logs; the same command goes on from the last "
-            "checkpoint"
+            f"process {_index}: nothing was finished for {self._limit:.0f} s after {self._pieces} pieces of work "
+            f"(steps, readings, answers); behind (after {least}): {', '.join(behind)}. Look at their logs; the same "
+            "command goes on from the last checkpoint"
         )
+
+
+_watchdogs: list[Watchdog] = []
+
+
+def progressed() -> None:
+    """A piece of work that all processes do in step is done: a training step, a reading, a batch of answers."""
+    for watchdog in _watchdogs:
+        watchdog.progressed()

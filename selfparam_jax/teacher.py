@@ -26,6 +26,7 @@ from selfparam_jax.mesh import agreed, fetch, put_rows, share_of, sum_of_shares
 from selfparam_jax.model import BLOCKS, Decoder, KeyValues, apply_head
 from selfparam_jax.packing import NO_SLOT, Piece, Rows, fill_rows, first_fit_decreasing
 from selfparam_jax.prefix import Prefix, read_prefixes, round_up
+from selfparam_jax.processes import progressed
 from selfparam_jax.targets import Sentence, context_groups
 
 FORMAT = 1  # of the files; another number makes all old ones unknown
@@ -65,6 +66,7 @@ def read_rows(reader: Reader, rows: Rows, past: tuple[KeyValues, ...], into: np.
         states = fetch(_read_rows(reader.model, reader.variables, *arrays, past))
         used = part.slots != NO_SLOT
         into[part.slots[used]] = states[used]
+        progressed()
 
 
 def teacher_piece(sentence: Sentence, before: int, first_slot: int) -> tuple[Piece, int | None]:

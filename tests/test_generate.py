@@ -174,6 +174,8 @@ def test_layers_apart_are_views_of_the_stacked_ones(tiny_model):
     assert apart["norm"] is tiny_model.params["norm"] and isinstance(apart["layers"], tuple)
     stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *apart["layers"])
     jax.tree.map(np.testing.assert_array_equal, stacked, tiny_model.params["layers"])
+    host = layers_apart({"params": jax.device_get(tiny_model.params)})["params"]
+    jax.tree.map(np.testing.assert_array_equal, host["layers"], apart["layers"])
     kernel = tiny_model.params["layers"]["mlp"]["down_proj"]["kernel"]
     second = apart["layers"][1]["mlp"]["down_proj"]["kernel"]
     if jax.default_backend() == "cpu":  # no second copy of the weights

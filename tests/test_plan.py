@@ -197,6 +197,17 @@ def test_what_does_not_fit_says_what_would(config):
     assert "use more devices" in plan.suggestion(settings_of(), config, tight)
 
 
+def test_a_base_in_8_bits_is_the_last_suggestion(config):
+    """A memory that holds the step with all else but not with weights in full."""
+    changes = {"mesh.data": 1, "mesh.fsdp": 8, "remat": "layers", "train.batch_rows": 8}
+    full, eight = (plan.make_plan(settings_of(base_weights=b, **changes), config, MACHINE) for b in ("float", "int8"))
+    between = (full["total"] + eight["total"]) / 2 / plan.USABLE
+    small = dataclasses.replace(MACHINE, chip=dataclasses.replace(MACHINE.chip, memory=between))
+    said = plan.suggestion(settings_of(), config, small)
+    assert said.startswith("it would fit with ") and said.endswith(" --config.base_weights=int8")
+    assert "use more devices" in plan.suggestion(settings_of(job="sequential"), config, small)
+
+
 def test_half_the_bytes_in_bfloat16(config):
     full, half = (plan.make_plan(settings_of(dtype=d), config, MACHINE) for d in ("float32", "bfloat16"))
     assert half["parameters"] == full["parameters"] / 2

@@ -89,16 +89,18 @@ def test_a_stall_ends_the_process_and_names_who_is_behind(tmp_path, monkeypatch)
     (tmp_path / "processes" / "1").write_text("4 host-b")
     (tmp_path / "processes" / "2").write_text("7 host-c")
     with watchdog:
-        for step in range(5):
-            watchdog.alive(7 + step)
+        for _ in range(5):
+            processes.progressed()
             assert not ended.wait(0.1)
         assert ended.wait(5)
     assert codes == [1]
     said = watchdog.complaint()
-    assert "behind (at step 4): process 1 on host-b." in said
-    assert "process 0: no step was finished for 0 s after step 11" in said
+    assert "behind (after 4): process 1 on host-b." in said
+    assert "process 0: nothing was finished for 0 s after 5 pieces of work" in said
     (tmp_path / "processes" / "2").unlink()
-    assert "behind (at step 0): process 2 on a host unknown" in watchdog.complaint()
+    assert "behind (after 0): process 2 on a host unknown" in watchdog.complaint()
+    processes.progressed()  # over: nobody counts any more
+    assert "after 5 pieces of work" in watchdog.complaint()
 
 
 def test_those_without_a_sign_of_life_are_named(tmp_path, monkeypatch):
@@ -106,8 +108,8 @@ def test_those_without_a_sign_of_life_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "BEAT_S", 0.1)
     said = []
     monkeypatch.setattr(processes.logging, "error", lambda form, *values: said.append(form % values))
-    with pytest.raises(RuntimeError), processes.Watchdog(tmp_path, 0) as mine:
-        mine.alive(3)
+    with pytest.raises(RuntimeError), processes.Watchdog(tmp_path, 0):
+        processes.progressed()
         (tmp_path / "processes" / "1").write_text("3 host-b")
         (tmp_path / "processes" / "2").write_text("2 host-c")
         stop = threading.Event()
@@ -123,6 +125,6 @@ def test_those_without_a_sign_of_life_are_named(tmp_path, monkeypatch):
 
 
 def test_no_watch_over_a_single_process(tmp_path):
-    with processes.Watchdog(tmp_path, 0.01) as watchdog:
-        watchdog.alive(1)
+    with processes.Watchdog(tmp_path, 0.01):
+        processes.progressed()
     assert not list(pathlib.Path(tmp_path).iterdir())

@@ -565,6 +565,34 @@ def test_the_step_equals_a_pmap_of_the_same_loss(llama):
     assert_close(jax.tree.map(lambda leaf: np.asarray(leaf[0]), mapped), jax.device_get(whole))
 
 
+def test_whole_steps_equal_those_of_a_pmap(llama):
+    """Optimiser and all, three steps long: the program over the mesh, and the same function a device under pmap."""
+    config, mesh = train_config(epochs=3, clip_norm=0.5), mesh_of(8)
+    optimizer = trainer.make_optimizer(config, 3)
+    batch = next(trainer.batches(llama.plan(pack=False), llama.store, mesh, True))
+    split = jax.tree.map(lambda x: np.asarray(x).reshape(8, -1, *x.shape[1:]), batch)
+
+    def of_device(state, params, rows):
+        found = jax.lax.psum(loss_and_gradient(state.lora, params, rows, llama.student, PLAIN), "data")
+        gradient = jax.tree.map(lambda leaf: leaf / found[1], found[2])
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.lora)
+        state = trainer.TrainState(optax.apply_updates(state.lora, updates), opt_state, state.step + 1)
+        return state, {"loss": found[0] / found[1], "grad_norm": optax.tree.norm(gradient)}
+
+    mapped = jax.pmap(of_device, axis_name="data", in_axes=(None, None, 0))
+    step = trainer.compile_step(llama.student, optimizer, mesh, PLAIN)
+    params = jax.device_put(llama.params, meshes.replicated(mesh))
+    ours = jax.device_put(trainer.init_state(llama.lora, optimizer), meshes.replicated(mesh))
+    theirs = jax.device_get(ours)
+    for _ in range(3):
+        ours, metrics = step(ours, params, batch, jax.random.key(0))
+        everywhere = mapped(theirs, llama.params, split)
+        theirs, wanted = jax.tree.map(lambda leaf: np.asarray(leaf[0]), everywhere)
+        assert_close(jax.device_get(metrics), wanted)
+    assert_close(jax.device_get(ours.lora), theirs.lora)
+    assert int(ours.step) == int(theirs.step) == 3
+
+
 def test_rows_that_do_not_divide_are_refused():
     with pytest.raises(
         ValueError, match=r"train\.batch_rows = 6 .* 8 devices .*; use a multiple of 8, for example 8"

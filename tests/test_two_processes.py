@@ -112,20 +112,21 @@ def assert_same_job(found, expected, steps_from=0):
     np.testing.assert_allclose(list(drift.values()), list(wanted.values()), rtol=1e-3)
 
 
-def test_two_processes_are_as_one(command, alone, tmp_path):
-    """FSDP over two hosts: weights, rows and the teacher's states are all split between them."""
-    workdir = tmp_path / "two"
-    finish(start(command, workdir, 2, "--config.mesh.data=1", "--config.mesh.fsdp=2"), workdir)
+@pytest.mark.parametrize(("count", "data"), [(2, 1), (4, 2)])
+def test_several_processes_are_as_one(command, alone, tmp_path, count, data):
+    """FSDP over pairs of hosts: weights, rows and the teacher's states are all split between them."""
+    workdir = tmp_path / "together"
+    finish(start(command, workdir, count, f"--config.mesh.data={data}", "--config.mesh.fsdp=2"), workdir)
     assert_same_job(workdir, alone)
-    # One process writes and shows progress; each keeps its half of the teacher's states.
-    assert "report:" in log_of(workdir, 0) and "report:" not in log_of(workdir, 1)
-    assert "train:" in log_of(workdir, 0) and "train:" not in log_of(workdir, 1)
-    shares = [sorted((workdir / "teacher" / f"{index}-of-2").glob("*.npy")) for index in (0, 1)]
+    # One process writes and shows progress; each keeps its share of the teacher's states.
+    for said in ("report:", "train:"):
+        assert [said in log_of(workdir, index) for index in range(count)] == [True] + [False] * (count - 1)
+    shares = [sorted((workdir / "teacher" / f"{index}-of-{count}").glob("*.npy")) for index in range(count)]
     whole = sorted((alone / "teacher").glob("*.npy"))
-    assert [path.name for path in shares[0]] == [path.name for path in shares[1]] == [path.name for path in whole]
-    for first, second, all_of_it in zip(*shares, whole, strict=True):
-        both = np.concatenate([np.load(first), np.load(second)])
-        np.testing.assert_allclose(both, np.load(all_of_it), rtol=1e-4, atol=1e-5)
+    assert all([path.name for path in share] == [path.name for path in whole] for share in shares)
+    for *parts, all_of_it in zip(*shares, whole, strict=True):
+        together = np.concatenate([np.load(part) for part in parts])
+        np.testing.assert_allclose(together, np.load(all_of_it), rtol=1e-4, atol=1e-5)
     assert not list(tmp_path.glob(".*.shared")) and not list(workdir.rglob("*.tmp"))
 
 
@@ -158,6 +159,25 @@ def test_a_killed_process_ends_the_others_and_four_go_on(command, alone, tmp_pat
     finish(start(command, workdir, 4, "--config.mesh.data=2", "--config.mesh.tensor=2"), workdir)
     assert files.read_json(workdir / "results.json")["resumed_from"] >= 3
     assert_same_job(workdir, alone)
+
+
+def test_a_stalled_process_ends_the_others_with_its_name(command, tmp_path):
+    """It is stopped, not dead, before training has begun; nobody's heart stops beating."""
+    workdir = tmp_path / "run"
+    started = start(command, workdir, 2, "--heartbeat_s=600", "--config.mesh.stall_limit_s=20")
+    sign, deadline = workdir / "processes" / "1", time.monotonic() + LIMIT_S
+    while not sign.exists() or sign.read_text().startswith(("0 ", "1 ")) or not sign.read_text():
+        assert time.monotonic() < deadline and all(each.poll() is None for each in started), log_of(workdir, 0)
+        time.sleep(0.02)
+    started[1].send_signal(signal.SIGSTOP)
+    try:
+        assert not (workdir / "metrics.jsonl").exists()
+        assert started[0].wait(timeout=LIMIT_S) == 1
+    finally:
+        started[1].kill()
+        started[1].wait()
+    said = log_of(workdir, 0)
+    assert "process 0: nothing was finished for 20 s" in said and "process 1 on" in said
 
 
 def test_a_directory_that_is_not_shared_is_refused(command, tmp_path):

@@ -228,11 +228,14 @@ def alternatives(settings, machine: Machine) -> list[tuple[str, Any]]:
     spread, train = meshes.MeshConfig(1, -1, 1), settings.train
     fewer = min(machine.count, train.batch_rows // train.accumulate) * train.accumulate  # whole parts
     found, said, now = [], [], settings
-    for flag, field, value in (
+    choices = [
         ("--config.mesh.data=1 --config.mesh.fsdp=-1", "mesh", spread),
         ("--config.remat=layers", "remat", "layers"),
         (f"--config.train.batch_rows={fewer}", "train", dataclasses.replace(train, batch_rows=fewer)),
-    ):
+    ]
+    if settings.job != "sequential":  # which merges every adapter into the base
+        choices.append(("--config.base_weights=int8", "base_weights", "int8"))
+    for flag, field, value in choices:
         if getattr(now, field) != value:
             said.append(flag)
             now = dataclasses.replace(now, **{field: value})
@@ -248,7 +251,7 @@ def suggestion(settings, config: ModelConfig, machine: Machine, devices=None) ->
                 return f"it would fit with {flags_of_it}"
         except ValueError:  # rows or sizes that this mesh cannot split
             continue
-    return "no mesh, remat or batch of this machine makes it fit; use more devices"
+    return "no mesh, remat, batch or base in 8 bits of this machine makes it fit; use more devices"
 
 
 def describe(plan: dict) -> str:
