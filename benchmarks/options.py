@@ -1,13 +1,13 @@
 """What the options for precision and memory cost and change: one training step after the other, by turns.
 
-    python -m benchmarks.options --out=options.json [--steps=6] [--only=remat,int8]
+    python -m benchmarks.options --out=options.json [--steps=6] [--rows=4 --row_length=288] [--only=remat,int8]
 
-Every option trains the embedded model on the same packed rows of one example document; the first is the program as
-it is by default. The table has the bytes of the base, what XLA reserves beside weights, adapter and optimiser (exact,
-from the compiled program), the median time of a step over that of the first, and how far the losses are from the
-first's. A base in other numbers (bfloat16, int8) is its own teacher; how far it is from the float32 base is the mean
-KL of its next-token distribution on general text. A CPU computes bfloat16 through float32: what it reserves and how
-long it takes there says nothing about an accelerator.
+Every option trains the embedded model on the same packed rows of one example document; the first keeps everything for
+the backward pass, in float32. The table has the bytes of the base, what XLA reserves beside weights, adapter and
+optimiser (exact, from the compiled program), the median time of a step over that of the first, and how far the losses
+are from the first's. A base in other numbers (bfloat16, int8) is its own teacher; how far it is from the float32 base
+is the mean KL of its next-token distribution on general text. A CPU computes bfloat16 through float32: what it
+reserves and how long it takes there says nothing about an accelerator.
 """
 
 import dataclasses
@@ -34,8 +34,10 @@ OUT = flags.DEFINE_string("out", None, "Where the results go (JSON).", required=
 STEPS = flags.DEFINE_integer("steps", 6, "Measured steps of every option.", lower_bound=2)
 ONLY = flags.DEFINE_list("only", [], "Only options whose name has one of these in it (and the first).")
 MODEL = flags.DEFINE_string("model", hub.DEFAULT_MODEL, "The model.")
+ROWS = flags.DEFINE_integer("rows", 4, "Rows of a step.", lower_bound=1)
+LENGTH = flags.DEFINE_integer("row_length", 288, "Tokens of a row.", lower_bound=1)
 
-ROWS, LENGTH, GENERAL = 4, 288, 24  # rows of a step and their tokens; general texts
+GENERAL = 24  # texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Option:
 
 
 OPTIONS = {
-    "as it is": Option(),
+    "remat=none": Option(),
     "remat=products": Option(remat="products"),
     "remat=layers": Option(remat="layers"),
     "train.accumulate=2": Option(accumulate=2),
@@ -116,24 +118,25 @@ class Trained:
         return self.step.memory_analysis().temp_size_in_bytes
 
 
-def chosen(only: Sequence[str]) -> dict[str, Option]:
-    """The options asked for that this backend has."""
+def chosen(only: Sequence[str], rows: int) -> dict[str, Option]:
+    """The options asked for that this backend has and that so many rows can be split for."""
     gpu = jax.default_backend() == "gpu"
     names = [
         name for number, name in enumerate(OPTIONS) if not number or not only or any(part in name for part in only)
     ]
-    return {name: OPTIONS[name] for name in names if gpu or OPTIONS[name].attention != "cudnn"}
+    there = {name: OPTIONS[name] for name in names if gpu or OPTIONS[name].attention != "cudnn"}
+    return {name: option for name, option in there.items() if rows % option.accumulate == 0}
 
 
-def read_work(prompt: Prompt) -> Work:
+def read_work(prompt: Prompt, rows: int, length: int) -> Work:
     """One example document."""
     contexts = example_contexts(1)
-    sentences, config = make_sentences(contexts, prompt), train_config(4, ROWS, LENGTH)
+    sentences, config = make_sentences(contexts, prompt), train_config(4, rows, length)
     prefixes = [prompt.context_prefix(context.context) for context in contexts]
     return Work(prefixes, sentences, config, plan_of(sentences, prompt, config))
 
 
-def prepare(options: dict[str, Option], load: Callable) -> tuple[dict[str, Trained], dict]:
+def prepare(options: dict[str, Option], load: Callable, rows: int, length: int) -> tuple[dict[str, Trained], dict]:
     """Every option compiled, and how far each base is from the first on general text."""
     texts = load_texts(str(EXAMPLES / "general_eval.jsonl"))[:GENERAL]
     trained, bases, stores, drift = {}, {}, {}, {}
@@ -142,9 +145,9 @@ def prepare(options: dict[str, Option], load: Callable) -> tuple[dict[str, Train
             base = bases[option.base] = load(option)
             model, variables = Decoder(base.config, jnp.dtype(option.dtype)), {"params": base.params}
             prompt = Prompt("plain", base.tokenizer)
-            work = read_work(prompt)
+            work = read_work(prompt, rows, length)
             one = mesh.make_mesh(jax.devices()[:1])
-            reader = teacher.Reader(model, variables, base.fingerprint, tuple(prompt.head), one, ROWS, LENGTH)
+            reader = teacher.Reader(model, variables, base.fingerprint, tuple(prompt.head), one, rows, length)
             with tempfile.TemporaryDirectory() as scratch:
                 stores[option.base] = teacher.teacher_store(
                     reader, work.prefixes, work.sentences, pathlib.Path(scratch)
@@ -156,9 +159,9 @@ def prepare(options: dict[str, Option], load: Callable) -> tuple[dict[str, Train
     return trained, {name: drift[option.base] for name, option in options.items()}
 
 
-def measure(options: dict[str, Option], load: Callable, steps: int) -> list[dict]:
+def measure(options: dict[str, Option], load: Callable, steps: int, rows: int, length: int) -> list[dict]:
     """What each option holds, reserves and takes."""
-    trained, drift = prepare(options, load)
+    trained, drift = prepare(options, load, rows, length)
     if steps >= (most := next(iter(trained.values())).plan.steps):
         raise app.UsageError(f"--steps={steps}, expected fewer than {most}: one more is needed to warm up")
     for step, each in itertools.product(range(steps + 1), trained.values()):
@@ -207,7 +210,7 @@ def main(argv: list[str]) -> None:
     def load(option: Option) -> hub.Pretrained:
         return hub.load_pretrained(MODEL.value, jnp.dtype(option.dtype), int8=option.int8)
 
-    rows = measure(chosen(ONLY.value), load, STEPS.value)
+    rows = measure(chosen(ONLY.value, ROWS.value), load, STEPS.value, ROWS.value, LENGTH.value)
     device = jax.devices()[0]
     files.write_json(OUT.value, {"device": device.device_kind, "jax": jax.__version__, "options": rows})
     print(table(rows))

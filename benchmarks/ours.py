@@ -19,6 +19,7 @@ from absl import app, flags, logging  # noqa: E402
 
 from benchmarks.memory import peak_memory  # noqa: E402
 from benchmarks.workload import LORA, read_adapter, read_sentences, read_workload, train_config  # noqa: E402
+from configs.base import get_config  # noqa: E402
 from selfparam_jax import backend, files, hub, mesh, targets, teacher, trainer  # noqa: E402
 from selfparam_jax.model import Decoder  # noqa: E402
 from selfparam_jax.prefix import round_up  # noqa: E402
@@ -27,6 +28,7 @@ WORKLOAD = flags.DEFINE_string("workload", None, "Directory of the workload.", r
 MODE = flags.DEFINE_enum("mode", None, ["ours", "naive", "pair"], "What is timed.", required=True)
 OUT = flags.DEFINE_string("out", None, "Where the measurements go (JSON).", required=True)
 LIMIT_STEPS = flags.DEFINE_integer("limit_steps", 0, "Only the first so many optimiser steps; 0: all.")
+WARM = flags.DEFINE_bool("warm", False, "Mode ours: the first context is used once before anything is timed.")
 CACHE = flags.DEFINE_string("compilation_cache", "", "Directory of compiled programs; empty: none is used.")
 
 
@@ -44,7 +46,7 @@ class Setup:
         rows = len(self.workload["rows"][0])
         self.config = train_config(1, rows, self.workload["row_length"])
         self.optimizer = trainer.make_optimizer(self.config, 1)
-        self.model = Decoder(self.base.config, lora_scale=LORA.scale)
+        self.model = Decoder(self.base.config, remat=get_config().remat, lora_scale=LORA.scale)
         self.step = trainer.compile_step(self.model, self.optimizer, self.mesh)
 
     def state(self) -> trainer.TrainState:
@@ -86,8 +88,22 @@ def run_steps(setup: Setup, assignments, row_length: int, signal) -> dict:
     return measured
 
 
+def warm(setup: Setup) -> None:
+    """What the first context needs, so that its programs are there."""
+    chosen = [s for s in setup.sentences if s.context == 0]
+    first = targets.first_slots(chosen)
+    store = teacher.teacher_store(
+        setup.reader(setup.config.batch_rows), setup.workload["prefixes"][:1], chosen, setup.scratch / "warm"
+    )
+    assignment = [[0]] + [[]] * (setup.config.batch_rows - 1)
+    rows = trainer.student_rows(chosen, first, setup.head, assignment, setup.config.row_length)
+    setup.timed(setup.state(), trainer.make_batch(rows, store, setup.mesh, False))
+
+
 def run_ours(setup: Setup, steps: int) -> dict:
     """Teacher store, then packed steps."""
+    if WARM.value:
+        warm(setup)
     began = time.perf_counter()
     store = teacher.teacher_store(
         setup.reader(setup.config.batch_rows), setup.workload["prefixes"], setup.sentences, setup.scratch

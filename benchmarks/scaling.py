@@ -1,15 +1,17 @@
 """How cost and memory grow with the number of contexts and with the positions of a step.
 
-    python -m benchmarks.scaling --out=scaling.json [--contexts=1,4,16,64] [--pairs=16] [--steps=12] [--epochs=8]
+    python -m benchmarks.scaling --out=scaling.json [--contexts=1,4,16,64] [--repeats=3] [--steps=12] [--epochs=8]
 
 Cost: for each number of contexts a process trains the embedded model on that many, each with `--pairs` training
 pairs and a tenth of that of unrelated texts. The teacher reads all of them; of the steps `--steps` are measured, and
-their median stands for the rest of `--epochs` epochs. Start-up and compilation are left out (the first process fills
-a compilation cache, and a first step is not counted): they are paid once, however many contexts there are.
+their median stands for the rest of `--epochs` epochs. Start-up and compilation are left out (the first context is
+used once before anything is timed): they are paid once, however many contexts there are. The processes take turns
+`--repeats` times; what is written are medians. Contexts are of different lengths: time per token of their
+sentences compares better than time per context.
 
 Memory: the most that a process has held, when the model is loaded and at the end; and what XLA reserves for one
-training step beside its arguments, which is exact and needs no run: for the step as it is and with every layer
-recomputed, and for the loss alone in chunks and in one piece.
+training step beside its arguments, which is exact and needs no run: for the step with every layer recomputed and
+without, and for the loss alone in chunks and in one piece.
 """
 
 import pathlib
@@ -32,25 +34,31 @@ OUT = flags.DEFINE_string("out", None, "Where the results go (JSON).", required=
 CONTEXTS = flags.DEFINE_list("contexts", ["1", "4", "16", "64"], "Numbers of contexts.")
 PAIRS = flags.DEFINE_integer("pairs", 16, "Training pairs per context.")
 EPOCHS = flags.DEFINE_integer("epochs", 8, "Epochs that the cost is given for.")
+REPEATS = flags.DEFINE_integer("repeats", 3, "How often the numbers of contexts take their turns.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 12, "Steps to measure.")
 POSITIONS = flags.DEFINE_list("positions", ["256", "1024", "4096"], "Loss positions of a step, for the memory.")
 BATCH_ROWS, ROW_LENGTH = 2, 128  # as in configs/base.py
 
 
-def cost_per_context(measured: dict, workload: dict, contexts: int) -> dict:
-    """Seconds per context, and what they are made of, from one process's measurements."""
-    step_s = statistics.median(measured["step_s"][1:])
+def cost_per_context(runs: list[dict], workload: dict, contexts: int) -> dict:
+    """Seconds per context, and what they are made of, from the measurements of some processes: medians of theirs."""
+    step_s = statistics.median(statistics.median(run["step_s"][1:]) for run in runs)
+    teacher_s = statistics.median(run["teacher_s"] for run in runs)
     train_s = step_s * len(workload["steps"])
+    sentences = workload["sentences"]
+    tokens = sum(len(sentences[i]["ids"]) for step in workload["steps"] for i in step)
     return {
-        "teacher_s_per_context": measured["teacher_s"] / contexts,
+        "teacher_s_per_context": teacher_s / contexts,
         "train_s_per_context": train_s / contexts,
-        "s_per_context": (measured["teacher_s"] + train_s) / contexts,
+        "s_per_context": (teacher_s + train_s) / contexts,
+        "ms_per_token": 1000 * (teacher_s + train_s) / tokens,
         "step_s": step_s,
         "steps": len(workload["steps"]),
-        "sentences": len(workload["sentences"]),
+        "sentences": len(sentences),
+        "sentence_tokens": tokens,
         "fill": workload["fill"],
-        "loaded_rss_bytes": measured["loaded_rss_bytes"],
-        "peak_rss_bytes": measured["peak_rss_bytes"],
+        "loaded_rss_bytes": statistics.median(run["loaded_rss_bytes"] for run in runs),
+        "peak_rss_bytes": statistics.median(run["peak_rss_bytes"] for run in runs),
     }
 
 
@@ -120,24 +128,24 @@ def measure_contexts(scratch: pathlib.Path) -> dict:
         written[count] = directory, workloads.write_workload(directory, base, contexts, prompt, config)
         (directory / "model").symlink_to(scratch / "model")
     del base, prompt  # the processes need the memory
-    cache = f"--compilation_cache={scratch / 'compiled'}"
-    workloads.run_child("benchmarks.ours", "ours", next(iter(written.values()))[0], 2, cache)  # compiles
-    return {
-        str(count): cost_per_context(
-            workloads.run_child("benchmarks.ours", "ours", directory, STEPS.value, cache), workload, count
-        )
-        for count, (directory, workload) in written.items()
-    }
+    more, runs = (f"--compilation_cache={scratch / 'compiled'}", "--warm"), {count: [] for count in written}
+    for _ in range(REPEATS.value):
+        for count, (directory, _) in written.items():
+            runs[count].append(workloads.run_child("benchmarks.ours", "ours", directory, STEPS.value, *more))
+    return {str(count): cost_per_context(runs[count], written[count][1], count) for count in written}
 
 
 def print_tables(results: dict) -> None:
     """The results, as Markdown."""
-    print("| contexts | s per context | teacher | training | step | peak memory, loaded | peak memory, end |")
-    print("| " + " | ".join(["---"] * 7) + " |")
+    print(
+        "| contexts | s per context | teacher | training | ms per token | step | peak memory, loaded | at the end |"
+    )
+    print("| " + " | ".join(["---"] * 8) + " |")
     for count, r in results["by_contexts"].items():
         print(
             f"| {count} | {r['s_per_context']:.1f} | {r['teacher_s_per_context']:.2f} | "
-            f"{r['train_s_per_context']:.1f} | {r['step_s']:.2f} s | {r['loaded_rss_bytes'] / 1e6:.0f} MB | "
+            f"{r['train_s_per_context']:.1f} | {r['ms_per_token']:.2f} | "
+            f"{r['step_s']:.2f} s | {r['loaded_rss_bytes'] / 1e6:.0f} MB | "
             f"{r['peak_rss_bytes'] / 1e6:.0f} MB |"
         )
     print("\n| loss positions | in chunks | in one piece |\n| --- | --- | --- |")
@@ -164,8 +172,8 @@ def main(_) -> None:
             for positions in POSITIONS.value
         },
         "step": {
-            "as it is": step_memory(config, "none"),
-            "layers recomputed": step_memory(config, "layers"),
+            "remat=layers (configs/base.py)": step_memory(config, "layers"),
+            "remat=none": step_memory(config, "none"),
         },
     }
     files.write_json(OUT.value, results)

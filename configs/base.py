@@ -31,9 +31,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # How the frozen base is held: "float" (in dtype), or "int8": the kernels of its layers in 8 bits, half of what
     # bfloat16 takes (needs the extra int8; not for job "sequential"). The adapter is merged into the base as it was.
     config.base_weights = "float"
-    # What the backward pass computes again instead of keeping it: "none" (nothing), "layers" (all of a layer: the
-    # least memory), "products" (all but the products with weights).
-    config.remat = "none"
+    # What the backward pass computes again instead of keeping it: "layers" (all of a layer: the least memory),
+    # "products" (all but the products with weights), "none" (nothing: the fastest where memory suffices).
+    config.remat = "layers"
     # Attention in training: "blocks" (ours), or jax.nn.dot_product_attention's "xla" or "cudnn" (GPU, bfloat16).
     config.attention = "blocks"
 

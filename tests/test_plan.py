@@ -138,7 +138,7 @@ def test_a_plan_is_what_real_arrays_take(config, random_params, sizes):
     assert found["adapter"] == held(lora)
     assert held(state.opt_state) == pytest.approx(found["optimizer"], abs=64)
     # The program of the plan is the program that runs: as much memory for what lives within a step.
-    model = Decoder(config, lora_scale=settings.lora.scale, layout=mesh.layout_of(devices))
+    model = Decoder(config, remat=settings.remat, lora_scale=settings.lora.scale, layout=mesh.layout_of(devices))
     step = trainer.compile_step(model, optimizer, devices, trainer.LossConfig(chunk=16))
     batch = jax.tree.map(
         lambda leaf: jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding),

@@ -112,6 +112,13 @@ def assert_same_job(found, expected, steps_from=0):
     np.testing.assert_allclose(list(drift.values()), list(wanted.values()), rtol=1e-3)
 
 
+def test_a_job_compiles_few_programs(alone):
+    """Step, teacher, decoding and drift in their few shapes; whatever is small counts as well."""
+    compilations = files.read_json(alone / "results.json")["compilations"]
+    assert 5 < compilations["programs"] <= 32
+    assert f"{compilations['programs']} programs compiled" in log_of(alone, 0)
+
+
 @pytest.mark.parametrize(("count", "data"), [(2, 1), (4, 2)])
 def test_several_processes_are_as_one(command, alone, tmp_path, count, data):
     """FSDP over pairs of hosts: weights, rows and the teacher's states are all split between them."""

@@ -19,7 +19,6 @@ def get_config(model: str, job: str = "batch") -> ConfigDict:
     config.model = model
     config.dtype = "bfloat16"
     config.prompt = "paper"  # these read a context without worked examples
-    config.remat = "layers"
     config.mesh.data = 1
     config.mesh.fsdp = -1
     # The released recipe's rank and the rate of a larger model; the objective is the paper's.
