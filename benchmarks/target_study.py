@@ -5,9 +5,9 @@
 
 `--contexts` has training pairs and held-out questions, `--documents` held-out questions alone. Contexts are taken in
 groups; every cell of the study is one whole batch job on one group, in a directory of its own under `--out`, and a
-finished cell is not run again. Cells of a part see about the same number of training sentences (`--exposures` per
-context), so what differs is which; pairs that a cell's own setting leaves out are not made up for. `--grid=full` is
-meant for a GPU: larger groups, more of them, more values.
+finished cell is not run again (`--finished` only reports them). Cells of a part see about the same number of training
+sentences (`--exposures` per context), so what differs is which; pairs that a cell's own setting leaves out are not
+made up for. `--grid=full` is meant for a GPU: larger groups, more of them, more values.
 """
 
 import dataclasses
@@ -35,6 +35,7 @@ GRID = flags.DEFINE_enum("grid", "small", ["small", "full"], "How many values, g
 GROUPS = flags.DEFINE_integer("groups", 0, "Groups of contexts; 0: 3, or 8 in the full grid.")
 SIZE = flags.DEFINE_integer("size", 0, "Contexts per group; 0: 2, or 10 in the full grid.")
 EXPOSURES = flags.DEFINE_integer("exposures", 160, "Training pairs seen per context, epochs counted.")
+FINISHED = flags.DEFINE_bool("finished", False, "Run nothing: report the cells that are finished.")
 MODEL = flags.DEFINE_string("model", "", "Another model than the embedded one.")
 PROMPT = flags.DEFINE_string("prompt", "", "Another prompt format than the default.")
 DTYPE = flags.DEFINE_string("dtype", "float32", "dtype of weights and activations.")
@@ -42,6 +43,13 @@ DTYPE = flags.DEFINE_string("dtype", "float32", "dtype of weights and activation
 ROW_LENGTH = 192  # a written answer may be two long sentences
 UNRELATED = 60  # texts in all epochs together
 COPIED = ("bounds.json", "teacher_answers.jsonl")
+# What a part's other settings are compared with, question by question.
+REFERENCE = {
+    "number": "all pairs",
+    "kinds": "pairs, unrelated x 1",
+    "answers": "as written; KL + 0.5 CE",
+    "generator": "tails alone",
+}
 SHORT = {"targets.agreement": "rewrite"}  # the pairs of --contexts with the teacher's own, short answers
 
 
@@ -176,7 +184,19 @@ def run_cell(cell: Cell, path: str, contexts, out: pathlib.Path) -> dict:
                 shutil.copy(directory / name, shared / name)
         for heavy in ("teacher", "checkpoints"):
             shutil.rmtree(directory / heavy, ignore_errors=True)
-    return {"part": cell.part, "label": cell.label, "group": cell.group, **files.read_json(record)}
+    labels = {"part": cell.part, "label": cell.label, "group": cell.group}
+    return {**labels, **files.read_json(record), **what_was_written(directory)}
+
+
+def what_was_written(directory: pathlib.Path) -> dict:
+    """F1 of every question by context, and the mean number of words of the training pairs' answers."""
+    by_context: dict[str, list[float]] = {}
+    for line in files.read_lines(directory / "predictions.jsonl"):
+        by_context.setdefault(line["context"], []).append(line["injected"]["f1"])
+    lengths = [
+        len(line["answer"].split()) for line in files.read_lines(directory / "targets.jsonl") if line["kind"] == "qa"
+    ]
+    return {"f1_by_context": by_context, "answer_words": float(np.mean(lengths)) if lengths else None}
 
 
 def what_was_learned(run, directory: pathlib.Path) -> dict:
@@ -185,7 +205,6 @@ def what_was_learned(run, directory: pathlib.Path) -> dict:
     variables = {"params": run.base.params, "lora": jobs.read_adapter(run, directory)}
     injected = dataclasses.replace(teacher_reader(run), model=run.injected, variables=variables)
     likelihoods = question_log_likelihoods(injected, run.prompt, run.contexts)
-    answers = files.read_lines(directory / "predictions.jsonl")
     return {
         **{name: results["scores"]["injected"][name] for name in ("f1", "contains")},
         "log_likelihood": float(np.mean([np.mean(group) for group in likelihoods if group])),
@@ -194,21 +213,38 @@ def what_was_learned(run, directory: pathlib.Path) -> dict:
         "steps": results["steps"],
         "seconds": results["timing"]["total_s"],
         "pairs": sum(line["kind"] == "qa" for line in files.read_lines(directory / "targets.jsonl")),
-        "f1_of_questions": [answer["injected"]["f1"] for answer in answers],
     }
 
 
 def summary_of(records: list[dict]) -> list[dict]:
-    """Per part and label: means over groups, and a 95 % bootstrap interval over groups and their questions."""
-    rows = []
-    for part, label in dict.fromkeys((record["part"], record["label"]) for record in records):
+    """Per part and label: means over groups, with 95 % bootstrap intervals over contexts and their questions.
+
+    `f1_difference` is against the part's reference, on the contexts that both have; its interval is that of the
+    differences question by question.
+    """
+    rows, by_context = [], {}
+    for record in records:
+        by_context.setdefault((record["part"], record["label"]), {}).update(record["f1_by_context"])
+    for part, label in by_context:
         mine = [record for record in records if (record["part"], record["label"]) == (part, label)]
+        answers, reference = by_context[part, label], by_context.get((part, REFERENCE[part]), {})
+        differences = [
+            np.subtract(answers[context], reference[context]) for context in answers if context in reference
+        ]
+        words = [record["answer_words"] for record in mine if record["answer_words"] is not None]
         means = {
             name: float(np.mean([record[name] for record in mine]))
             for name in ("f1", "contains", "log_likelihood", "f1_cq", "perplexity", "steps", "seconds", "pairs")
         }
-        interval = evaluate.bootstrap_interval([record["f1_of_questions"] for record in mine])
-        rows.append({"part": part, "label": label, "groups": len(mine), **means, "f1_ci95": interval})
+        rows.append(
+            {
+                **{"part": part, "label": label, "groups": len(mine), **means},
+                "f1_ci95": evaluate.bootstrap_interval(list(answers.values())),
+                "answer_words": float(np.mean(words)) if words else None,
+                "f1_difference": float(np.mean([each.mean() for each in differences])) if differences else None,
+                "f1_difference_ci95": evaluate.bootstrap_interval(differences) if differences else None,
+            }
+        )
     return rows
 
 
@@ -241,16 +277,21 @@ def write_report(out: pathlib.Path, records: list[dict], written: dict | None) -
         lines += [
             f"## {part}",
             "",
-            "| setting | F1 [95 %] | contained | log-likelihood | Base C+Q | perplexity | pairs | steps | s | n |",
+            f"| setting | F1 [95 %] | against `{REFERENCE[part]}` [95 %] | log-likelihood | Base C+Q | perplexity | "
+            "pairs | words of an answer | steps | s | groups |",
         ]
-        lines += ["| --- " * 10 + "|"]
+        lines += ["| --- " * 11 + "|"]
         for row in (row for row in rows if row["part"] == part):
             low, high = row["f1_ci95"]
+            difference = words = ""
+            if row["f1_difference"] is not None and row["label"] != REFERENCE[part]:
+                difference = "{:+.3f} [{:+.3f}, {:+.3f}]".format(row["f1_difference"], *row["f1_difference_ci95"])
+            if row["answer_words"] is not None:
+                words = f"{row['answer_words']:.1f}"
             lines.append(
-                f"| {row['label']} | {row['f1']:.3f} [{low:.3f}, {high:.3f}] | {row['contains']:.3f} | "
-                f"{row['log_likelihood']:.2f} | {row['f1_cq']:.3f} | "
-                f"{row['perplexity']:+.1%} | {row['pairs']:.0f} | {row['steps']:.0f} | {row['seconds']:.0f} | "
-                f"{row['groups']} |"
+                f"| {row['label']} | {row['f1']:.3f} [{low:.3f}, {high:.3f}] | {difference} | "
+                f"{row['log_likelihood']:.2f} | {row['f1_cq']:.3f} | {row['perplexity']:+.1%} | {row['pairs']:.0f} | "
+                f"{words} | {row['steps']:.0f} | {row['seconds']:.0f} | {row['groups']} |"
             )
         lines.append("")
     if written:
@@ -287,7 +328,7 @@ def draw(rows: list[dict], path: pathlib.Path) -> None:
 
 
 def study() -> None:
-    """Runs the cells that are missing, and writes the report after each."""
+    """Runs the cells that are missing, and writes the report after each of them and in the end."""
     out, full = pathlib.Path(OUT.value), GRID.value == "full"
     groups, size = GROUPS.value or (8 if full else 3), SIZE.value or (10 if full else 2)
     sources = {"contexts": CONTEXTS.value, "documents": DOCUMENTS.value}
@@ -297,11 +338,17 @@ def study() -> None:
             raise ValueError(f"these parts need --{source}=FILE; give it, or leave them out of --parts")
     contexts = {source: load_contexts(path, groups * size) for source, path in sources.items() if path}
     records = []
+    finished = {cell.name for cell in cells if (out / "cells" / cell.name / "cell.json").exists()}
+    if FINISHED.value:
+        cells = [cell for cell in cells if cell.name in finished]
+        if not cells:
+            raise ValueError(f"{out} has no finished cell of these parts; run it without --finished first")
     for number, cell in enumerate(cells, start=1):
         group = contexts[cell.source][cell.group * size : (cell.group + 1) * size]
         records.append(run_cell(cell, sources[cell.source], group, out))
         logging.info("%d of %d cells: %s F1 %.3f", number, len(cells), cell.name, records[-1]["f1"])
-        write_report(out, records, written_counts(out, generator.GeneratorConfig()))
+        if cell.name not in finished or number == len(cells):
+            write_report(out, records, written_counts(out, generator.GeneratorConfig()))
     print((out / "study.md").read_text(encoding="utf-8"))
 
 

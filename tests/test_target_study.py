@@ -38,15 +38,59 @@ def test_every_cell_sees_as_many_pairs(pairs, there, epochs):
     assert study.epochs_of(cell, [context("a", there - 5), context("b", there + 5)], 160) == epochs
 
 
-def test_the_summary_by_hand():
-    def record(group, f1, label="a"):
-        numbers = {"f1_cq": 0.5, "perplexity": 0.1, "steps": 10, "seconds": 5.0, "pairs": 20}
-        numbers |= {"contains": 0.5, "log_likelihood": -1.0}
-        return {"part": "number", "label": label, "group": group, "f1": f1, "f1_of_questions": [f1, f1], **numbers}
+def record(group, f1, label="5 pairs"):
+    numbers = {"f1_cq": 0.5, "perplexity": 0.1, "steps": 10, "seconds": 5.0, "pairs": 20}
+    numbers |= {"contains": 0.5, "log_likelihood": -1.0, "answer_words": f1}
+    answered = {"f1_by_context": {f"context {group}": [f1, f1]}}
+    return {"part": "number", "label": label, "group": group, "f1": f1, **answered, **numbers}
 
-    rows = study.summary_of([record(0, 0.25), record(1, 0.75), record(0, 0.5, "b")])
-    assert [(row["label"], row["f1"], row["groups"]) for row in rows] == [("a", 0.5, 2), ("b", 0.5, 1)]
+
+def test_the_summary_by_hand():
+    rows = study.summary_of([record(0, 0.25), record(1, 0.75), record(0, 0.5, "all pairs"), record(1, 0, "10 pairs")])
+    assert [(row["f1"], row["groups"], row["answer_words"]) for row in rows] == [
+        (0.5, 2, 0.5),
+        (0.5, 1, 0.5),
+        (0, 1, 0),
+    ]
     assert rows[0]["f1_ci95"] == [0.25, 0.75] and rows[1]["f1_ci95"] == [0.5, 0.5]
+    # Only context 0 was asked of the reference, "all pairs".
+    assert [row["f1_difference"] for row in rows] == [-0.25, 0, None]
+    assert rows[0]["f1_difference_ci95"] == [-0.25, -0.25]
+
+
+def set_flags(monkeypatch, **values):
+    for name, value in values.items():
+        monkeypatch.setattr(study, name, type("Flag", (), {"value": value}))
+
+
+def test_a_study_is_written_as_it_grows_and_what_is_finished_alone(tmp_path, monkeypatch):
+    contexts, run, written = tmp_path / "contexts.jsonl", [], []
+    files.write_lines(contexts, [{"id": f"{n}", "context": "Text."} for n in range(4)])
+    set_flags(
+        monkeypatch, OUT=str(tmp_path / "out"), GRID="small", GROUPS=2, SIZE=2, PARTS=["number"],
+        CONTEXTS=str(contexts), DOCUMENTS=None, FINISHED=True,
+    )  # fmt: skip
+
+    def run_cell(cell, path, group, out):
+        run.append((cell.label, [context.id for context in group]))
+        (out / "cells" / cell.name).mkdir(parents=True, exist_ok=True)
+        (out / "cells" / cell.name / "cell.json").touch()
+        return record(cell.group, 0.5, cell.label)
+
+    monkeypatch.setattr(study, "run_cell", run_cell)
+    monkeypatch.setattr(study, "draw", lambda rows, path: written.append(len(rows)))
+    with pytest.raises(ValueError, match="no finished cell"):
+        study.study()
+    set_flags(monkeypatch, GROUPS=1, FINISHED=False)
+    study.study()
+    assert [label for label, _ in run] == [label for label, _, _ in study.settings_of("number", "small")]
+    assert {tuple(group) for _, group in run} == {("0", "1")} and written == [1, 2, 3, 4, 5]
+    set_flags(monkeypatch, GROUPS=2, FINISHED=True)
+    study.study()
+    assert len(run) == 10 and {tuple(group) for _, group in run} == {("0", "1")} and written[5:] == [5]
+    set_flags(monkeypatch, PARTS=["generator"])
+    with pytest.raises(ValueError, match="--documents=FILE"):
+        study.study()
 
 
 def test_a_real_cell(tmp_path, monkeypatch):
@@ -58,8 +102,7 @@ def test_a_real_cell(tmp_path, monkeypatch):
     asked = [{"question": "Who?", "answers": ["Ana"]}]
     lines = [{"id": name, "context": f"Text {name}.", "questions": asked, "qa_pairs": pairs} for name in "ab"]
     contexts.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for flag, value in (("MODEL", str(model)), ("PROMPT", "plain"), ("DTYPE", "float32"), ("EXPOSURES", 4)):
-        monkeypatch.setattr(study, flag, type("Flag", (), {"value": value}))
+    set_flags(monkeypatch, MODEL=str(model), PROMPT="plain", DTYPE="float32", EXPOSURES=4)
     changes = {"train.batch_rows": 8, "eval.general": "", "targets.unrelated_per_epoch": 0}
     cell = study.Cell("answers", "as written; KL", 0, "contexts", changes, 2)
     group = load_contexts(contexts)
@@ -77,7 +120,8 @@ def test_a_real_cell(tmp_path, monkeypatch):
         first["log_likelihood"] < 0
         and first["pairs"] == 4
         and first["perplexity"] == pytest.approx(0.1)
-        and len(first["f1_of_questions"]) == 2
+        and first["answer_words"] == 2.0
+        and {name: len(found) for name, found in first["f1_by_context"].items()} == {"a": 1, "b": 1}
     )
     assert (
         not (directory / "checkpoints").exists()
