@@ -581,6 +581,43 @@ def test_pairs_come_from_a_server_and_a_run_that_failed_in_a_unit_goes_on(server
     assert len(server.state()["answered"]) == needed
 
 
+def test_the_command_killed_goes_on_and_pays_for_no_more_than_was_under_way(server, tmp_path):
+    """`python -m selfparam_jax.targets` with a server, once in peace and once with a SIGKILL in the middle."""
+    documents, folders = tmp_path / "documents.jsonl", [tmp_path / "calm", tmp_path / "killed"]
+    files.write_lines(documents, [{"id": context.id, "context": context.context} for context in CONTEXTS])
+    settings = {
+        "targets.generator": "endpoint", "endpoint.base_url": server.url, "endpoint.model": "m",
+        "endpoint.concurrency": 3, "generator.form": "chat", "generator.teacher_scores": False,
+        "generator.rounds": 2, "generator.replies": 6, "generator.reply_tokens": 20,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "selfparam_jax.targets", f"--contexts={documents}"]
+    command += [f"--config.{name}={value}" for name, value in settings.items()]
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "JAX_PLATFORMS": "cpu"}
+
+    def run(folder, **how):
+        folder.mkdir(exist_ok=True)
+        return subprocess.Popen(
+            [*command, f"--out={folder / 'pairs.jsonl'}"], env=environment, stdout=subprocess.PIPE, text=True, **how
+        )
+
+    assert run(folders[0]).communicate(timeout=240)[0].count("pairs kept for 2 documents") == 1
+    needed = len(server.state()["answered"])
+    server.script(delay=0.05)
+    first = run(folders[1])
+    deadline = time.monotonic() + 240
+    while len(server.state()["answered"]) < needed // 2 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    time.sleep(0.2)  # what was under way is answered into the void
+    assert needed // 2 <= len(server.state()["answered"]) < needed
+    assert "pairs kept for 2 documents" in run(folders[1]).communicate(timeout=240)[0]
+    assert len(server.state()["answered"]) <= needed + 3
+    calm, killed = (files.read_lines(folder / "pairs.jsonl") for folder in folders)
+    assert [{**line, "seconds": 0} for line in killed] == [{**line, "seconds": 0} for line in calm]
+    assert sum("question" in line for line in calm) > 12
+
+
 def test_text_that_the_program_itself_decodes_becomes_pairs(server, tmp_path):
     """Document -> prompt -> chat template -> sampling -> HTTP -> replies -> pairs, in two processes."""
     prompts = tmp_path / "prompts.toml"
