@@ -1,5 +1,6 @@
 """The injected model as a directory in Hugging Face's layout: the base with the adapters merged in."""
 
+import pathlib
 import shutil
 from collections.abc import Sequence
 
@@ -12,18 +13,20 @@ from selfparam_jax.lora import merge_adapters_lazily
 from selfparam_jax.processes import written_by_first
 
 
-def export_merged(run: Run, adapters: Sequence[tuple[dict, float]]) -> None:
-    """The merged model as a Hugging Face directory, WORKDIR/merged."""
-    if (run.workdir / "merged").exists():
+def export_merged(run: Run, adapters: Sequence[tuple[dict, float]], directory: pathlib.Path | None = None) -> None:
+    """The merged model as a Hugging Face directory, WORKDIR/merged if it is not told where; one there stays."""
+    directory = directory or run.workdir / "merged"
+    if directory.exists():
         return
-    with written_by_first(run.workdir / "merged") as target:
-        temporary = target.with_name(".merged.tmp")
+    with written_by_first(directory) as target:
+        temporary = target.with_name(f".{target.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        dtype = DTYPES[run.settings.export_dtype]
+        temporary.mkdir(parents=True)
+        name = run.settings.export_dtype or run.settings.dtype
+        dtype = DTYPES[name]
         merged = merge_adapters_lazily(*_parts(run, adapters))
         weights.save_safetensors(merged, run.base.config, temporary, dtype)
-        run.base.hf_config.dtype = run.settings.export_dtype
+        run.base.hf_config.dtype = name
         run.base.hf_config.save_pretrained(temporary)
         run.base.tokenizer.save_pretrained(temporary)
         temporary.rename(target)

@@ -552,22 +552,6 @@ def reopen(workdir: str | pathlib.Path) -> Run:
     return run
 
 
-def measure_undo(ledger: Ledger, entry_id: str) -> dict:
-    """What would be forgotten, and what would stay, without an entry of a sequential job's ledger.
-
-    Returns:
-      `sequential.compare_choices` of the active entries with and without it, and "undone": the context's name.
-    """
-    entry, active = ledger.find(entry_id), [each.id for each in ledger.active()]
-    sequence = ledger.directory.resolve().parent
-    run = reopen(sequence.parents[1])
-    courses = {course.directory.resolve(): course for course in sequential.courses_of(run)}
-    if sequence not in courses:
-        raise ValueError(f"{sequence} is no sequence of {run.workdir}; give the --workdir of a sequential job")
-    after = [each for each in active if each != entry.id]
-    return {"undone": entry.name, **sequential.compare_choices(run, courses[sequence], active, after)}
-
-
 def ask(workdir: str, questions: Sequence[str], context_id: str | None = None) -> list[dict]:
     """Answers of the base, the base with a document, and the injected model, and the document's id.
 

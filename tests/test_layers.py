@@ -22,6 +22,7 @@ LAYERS = (
     "authoring examination export compare",
     "sequential sequential_report",
     "jobs",
+    "served",
     "plan main ask targets.__main__ ledger.__main__",
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}

@@ -601,7 +601,7 @@ def test_the_words_of_the_command():
 
     flags.FLAGS.mark_as_parsed()
     for words, message in [
-        ([], "got '', expected one of list, show, undo, compose, verify"),
+        ([], "got '', expected one of list, show, undo, compose, export, verify"),
         (["lst"], "got 'lst'"),
         (["list", "x"], "list got 1 ids, expected no id"),
         (["show"], "show got 0 ids, expected one id"),

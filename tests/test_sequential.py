@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from selfparam_jax import files, injection, jobs, rehearsal, sequential
+from selfparam_jax import files, hub, injection, jobs, rehearsal, sequential, served
 from selfparam_jax.contexts import QAPair
 from selfparam_jax.ledger import Ledger
 from selfparam_jax.lora import merge_adapters
@@ -155,33 +155,37 @@ def test_what_an_undo_would_change(config, tmp_path):
     ledger = Ledger.open(tmp_path / "run" / "sequences" / "000" / "ledger")
     rows = files.read_json(tmp_path / "run" / "results.json")["sequential"]["log_likelihood"]["matrices"][0]
     first, _, last = ledger.entries()
-    found = jobs.measure_undo(ledger, last.id[:6])
+    found = served.measure_undo(ledger, last.id[:6])
     assert found["undone"] == "cy"
     assert [line["context"] for line in found["contexts"]] == list(NAMES)
     assert [line["log_likelihood"] for line in found["contexts"]] == [
         list(pair) for pair in zip(rows[3], rows[2], strict=True)
     ]
-    earlier = jobs.measure_undo(ledger, first.id)
+    earlier = served.measure_undo(ledger, first.id)
     assert [line["log_likelihood"][0] for line in earlier["contexts"]] == rows[3]
     assert all(line["log_likelihood"][0] != line["log_likelihood"][1] for line in earlier["contexts"])
     assert earlier["kl"][0] == found["kl"][0] != earlier["kl"][1]
     assert len(ledger.active()) == 3, "nothing is undone by measuring"
-    command = [
-        sys.executable,
-        "-m",
-        "selfparam_jax.ledger",
-        f"--workdir={tmp_path / 'run'}",
-        "undo",
-        first.id,
-        "--measure",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "selfparam_jax.ledger", f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run([*command, "undo", first.id, "--measure"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     likelihoods = [[f"{value:.3f}" for value in line["log_likelihood"]] for line in earlier["contexts"]]
     assert [line[-2:] for line in lines if line[0].lstrip("*") in NAMES] == likelihoods
     assert f"undone: {first.id} (ada)" in done.stdout and "*ada" in done.stdout
     assert [entry.name for entry in ledger.active()] == ["bo", "cy"]
+    assert f"{tmp_path / 'run' / 'merged'} is still the model before" in done.stdout
+    written = tmp_path / "models" / "without-ada"
+    done = subprocess.run([*command, "export", f"--out={written}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and f"{written}: W0 + 2 of 3 deltas" in done.stdout, done.stderr
+    expected = merge_adapters(
+        jobs.reopen(tmp_path / "run").base.params, ledger.adapters([e.id for e in ledger.active()])
+    )
+    found = hub.load_pretrained(str(written)).params
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2**-8, atol=1e-6)  # exported in bfloat16
+    with pytest.raises(ValueError, match="is there already"):
+        served.export_ledger(ledger, str(written))
 
 
 def test_sequences_are_independent(config, tmp_path):

@@ -4,6 +4,7 @@ python -m selfparam_jax.ledger --workdir=runs/sequential list
 python -m selfparam_jax.ledger --workdir=runs/sequential show ID
 python -m selfparam_jax.ledger --workdir=runs/sequential undo ID [--measure]
 python -m selfparam_jax.ledger --workdir=runs/sequential compose ID ID ... --out=DIR [--max_rank=64]
+python -m selfparam_jax.ledger --workdir=runs/sequential export --out=DIR
 python -m selfparam_jax.ledger --workdir=runs/sequential verify
 
 The start of an ID will do if no other id starts with it. Of a run of several sequences, each has a ledger:
@@ -18,13 +19,13 @@ from collections.abc import Callable
 
 from absl import app, flags
 
-from selfparam_jax import command, jobs
+from selfparam_jax import command, served
 from selfparam_jax.ledger import Ledger, write_composed
 from selfparam_jax.lora import compose_lora, delta_norms
 from selfparam_jax.workdir import flatten
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Work directory of a sequential job, or of one of its sequences.")
-OUT = flags.DEFINE_string("out", None, "For compose: a new directory for the adapter.")
+OUT = flags.DEFINE_string("out", None, "For compose: a new directory for the adapter; for export: for the model.")
 MAX_RANK = flags.DEFINE_integer(
     "max_rank", 0, "For compose: ranks above it are recompressed to it, with an error; 0 for none.", lower_bound=0
 )
@@ -84,7 +85,7 @@ def show_entry(ledger: Ledger, id: str) -> None:
 def undo(ledger: Ledger, id: str) -> None:
     """Takes an entry out of the model and says what follows; with --measure also what that does, asked before."""
     before = ledger.active()
-    found = jobs.measure_undo(ledger, id) if MEASURE.value else None
+    found = served.measure_undo(ledger, id) if MEASURE.value else None
     entry = ledger.undo(id)
     after = ledger.active()
     print(f"undone: {entry.id} ({entry.name}); its files stay")
@@ -99,12 +100,14 @@ def undo(ledger: Ledger, id: str) -> None:
         for entries in (before, after)
     ]
     print(f"norm of what was added to W0: {norms[0]:.4g} before, {norms[1]:.4g} now")
+    if merged := served.exported_before(ledger):
+        print(f"{merged} is still the model before; `export --out=DIR` writes this one")
     if found:
         show_measured(found)
 
 
 def show_measured(found: dict) -> None:
-    """What `jobs.measure_undo` found: F1 and log-likelihood of every context's answers with the entry and without."""
+    """What `served.measure_undo` found: F1 and log-likelihood of every context's answers, with the entry and not."""
     print(f"{'context':30}  {'F1 with':>8}  {'without':>8}  {'log-likelihood with':>20}  {'without':>8}")
     for line in found["contexts"]:
         mark = "*" if line["context"] == found["undone"] else " "
@@ -125,6 +128,14 @@ def compose(ledger: Ledger, *ids: str) -> None:
     if written["error"]:
         print(f"recompressed; relative error {written['error']['overall']:.3g}")
         print_values(written["error"]["modules"])
+
+
+def export(ledger: Ledger) -> None:
+    """Writes the model as it is served: the base and all active entries."""
+    if not OUT.value:
+        raise app.UsageError("export needs --out=DIR, a new directory for the model")
+    served.export_ledger(ledger, OUT.value)
+    print(f"{OUT.value}: W0 + {len(ledger.active())} of {len(ledger.entries())} deltas")
 
 
 def verify(ledger: Ledger) -> None:
@@ -156,6 +167,7 @@ COMMANDS = {
     "show": Command(show_entry, 1, 1),
     "undo": Command(undo, 1, 1, ("measure",)),
     "compose": Command(compose, 1, math.inf, ("out", "max_rank")),
+    "export": Command(export, own_flags=("out",)),
     "verify": Command(verify),
 }
 OWN_FLAGS = {flag for each in COMMANDS.values() for flag in each.own_flags}
