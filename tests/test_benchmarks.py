@@ -95,6 +95,16 @@ def test_ours_and_the_naive_path_train_the_same(written):
     assert limited["losses"] == found["ours"]["losses"][:1]
 
 
+def test_both_contenders_of_decoding_make_the_same_tokens(model_dir):
+    """Greedy and without a stop; rows of several lengths, which transformers pads and ours does not."""
+    decoding = tiny.benchmark("decoding")
+    ours = decoding.our_generate(str(model_dir), 3, 12)()
+    assert [len(row) for row in ours] == [12] * 3
+    assert ours == decoding.their_generate(str(model_dir), 3, 12, "float32")()
+    assert decoding.equal_share(ours, ours) == 1.0
+    assert decoding.equal_share([[1, 2], [3, 4]], [[1, 0], [3, 5]]) == 0.5
+
+
 def test_total_seconds_by_hand():
     workload = {"steps": [[0, 1], [2, 3], [0, 2], [1, 3], [0, 4]]}
     measured = {"start_s": 1.0, "teacher_s": 10.0, "step_s": [7.0, 2.0, 4.0]}

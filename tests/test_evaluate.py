@@ -1,3 +1,4 @@
+import dataclasses
 import types
 
 import jax
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from selfparam_jax import evaluate
+from selfparam_jax import evaluate, prefix
 from selfparam_jax.contexts import Context, Question
 from selfparam_jax.evaluate import (
     answer_questions,
@@ -179,6 +180,26 @@ def test_answers_equal_one_by_one(tiny_model, with_context, batch_size):
             assert answer["paper"]
     flat = [answer["paper"] for group in found for answer in group]
     assert len(set(flat)) == 4
+
+
+def test_a_context_is_read_once_for_all_its_questions(tiny_model, monkeypatch):
+    """And what all contexts begin with once for all: counted in tokens that go through the model."""
+    model, variables = Decoder(tiny_model.config), {"params": tiny_model.params}
+    prompt = Prompt("plain", tiny_model.tokenizer)
+    read, read_piece = [], prefix._read_piece
+
+    def counted(model, variables, cache, input_ids, length, at):
+        read.extend(input_ids[0, :length].tolist())
+        return read_piece(model, variables, cache, input_ids, length, at)
+
+    monkeypatch.setattr(prefix, "_read_piece", counted)
+    begun = "The hand in the land and the ant. " * 4
+    contexts = [dataclasses.replace(each, context=begun + each.context) for each in CONTEXTS]
+    answer_questions(model, variables, prompt, contexts, with_context=True)
+    texts = [tuple(prompt.context_prefix(each.context)) for each in contexts if each.questions]
+    shared = prefix.common_length(texts)
+    assert shared >= prefix.LEAST_SHARED
+    assert sorted(read) == sorted([*texts[0][:shared], *texts[0][shared:], *texts[1][shared:]])
 
 
 def test_the_context_matters(tiny_model):
