@@ -15,6 +15,7 @@ import pytest
 
 from configs import base
 from selfparam_jax import files, hub, injection, jobs, rehearsal, sequential, served
+from selfparam_jax.checkpoint import Checkpoints
 from selfparam_jax.contexts import QAPair
 from selfparam_jax.ledger import Ledger
 from selfparam_jax.lora import merge_adapters
@@ -265,17 +266,18 @@ jobs.run_job(ConfigDict(files.read_json(sys.argv[1])), sys.argv[2])
 
 
 def test_a_process_that_is_killed_again_and_again(config, tmp_path):
-    """SIGKILL at moments spread over the run, checkpoint writes included; the last attempt is left alone."""
+    """SIGKILL at moments spread over the run, checkpoint writes included, and a SIGTERM, before which it saves."""
     config.sequential.update(rehearsal_pairs=1, rehearsal_per_epoch=1)
     config.export_dtype = ""
-    config.train.update(epochs=6, pack=False)  # several steps an injection
+    config.train.update(epochs=24, pack=False)  # a dozen steps an injection
     jobs.run_job(config, str(tmp_path / "whole"))
     files.write_json(tmp_path / "config.json", config.to_dict())
     command = [sys.executable, "-c", CLIENT, str(tmp_path / "config.json"), str(tmp_path / "killed")]
 
-    def kill_at(mark):
+    def kill_at(mark, number=signal.SIGKILL):
         """Starts the job and kills it as soon as a path like that is there; whether that path is left."""
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with open(tmp_path / "log", "w") as log:
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             # os.walk passes over what has just been renamed.
@@ -288,7 +290,7 @@ def test_a_process_that_is_killed_again_and_again(config, tmp_path):
                 break
             time.sleep(0.002)
         assert process.poll() is None, f"it was over before {mark} was there"
-        os.kill(process.pid, signal.SIGKILL)
+        os.kill(process.pid, number)
         process.wait()
         return os.path.exists(path)
 
@@ -297,7 +299,11 @@ def test_a_process_that_is_killed_again_and_again(config, tmp_path):
     kill_at(r"ledger/.*[0-9a-f]{12}")
     kill_at("examinations/001.json")
     assert any(kill_at(r"injections/001/checkpoints/.*orbax-checkpoint-tmp") for _ in range(5))
-    kill_at("examinations/002.json")
+    folder = tmp_path / "killed" / "sequences" / "000" / "injections" / "002"
+    assert kill_at(r"injections/002/checkpoints/1$", signal.SIGTERM)
+    assert "stopped and saved at step" in (tmp_path / "log").read_text()
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        assert checkpoints.latest() == files.read_lines(folder / "metrics.jsonl")[-1]["step"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert comparable(tmp_path / "killed") == comparable(tmp_path / "whole")
