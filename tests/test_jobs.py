@@ -353,9 +353,10 @@ def test_long_pairs_are_left_out_if_that_is_wanted(config, tmp_path):
     assert [len(context.qa_pairs) for context in run.contexts] == [len(DOCUMENTS[0]["qa_pairs"]), 0]
 
 
-def test_a_work_directory_of_another_configuration_is_refused(config, tmp_path):
+def test_a_work_directory_of_another_configuration_or_base_is_refused(config, tmp_path):
     config.train.epochs = 1
-    workdir = tmp_path / "run"
+    config.model, workdir = str(tmp_path / "model"), tmp_path / "run"
+    tiny.save_checkpoint(tmp_path / "model", "gqa", max_position_embeddings=2048)
     jobs.run_job(config, str(workdir))
     before = sorted(workdir.rglob("*"))
     config.lora.rank = 4
@@ -369,6 +370,10 @@ def test_a_work_directory_of_another_configuration_is_refused(config, tmp_path):
     assert set(jobs.FREE) <= {f"{section}.{name}" for section in sections for name in config[section]}
     config.endpoint.model = "another"
     with pytest.raises(ValueError, match=r"endpoint\.model: '' there, 'another' now"):
+        jobs.run_job(config, str(workdir))
+    config.endpoint.model = ""
+    tiny.save_checkpoint(tmp_path / "model", "gqa", seed=1, max_position_embeddings=2048)
+    with pytest.raises(ValueError, match=r"another base model under the same name \(fingerprint \w{12} there"):
         jobs.run_job(config, str(workdir))
     assert sorted(workdir.rglob("*")) == before
     other = tmp_path / "other"
