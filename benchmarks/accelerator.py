@@ -3,17 +3,19 @@
     python -m benchmarks.accelerator --shape=llama3-8b --out=accelerator.json
     python -m benchmarks.accelerator --shape=mistral-7b --systems=ours --out=accelerator.json
 
-Nothing is downloaded: weights, context and sentences are drawn at random, the sentences with a seed, so both systems
-train on the same ones in the same order. `torch` needs torch, transformers and PEFT (`pip install -e '.[bench]'`).
-Each system is a process of its own, so neither holds the device while the other runs.
+Nothing is downloaded: weights, context and sentences are drawn at random, the sentences with a seed, so all systems
+train on the same ones in the same order. `torch` and `torch_cached` (the teacher's log-probabilities of all sentences
+kept on the device) need torch, transformers and PEFT (`pip install -e '.[bench]'`). Each system is a process of its
+own, so none holds the device while another runs.
 
 What the JSON says of each system:
   step_s: the median of `--steps` steps, each waited for. Ours starts from a batch on the device (`batch_s` is
-    what making one on the host takes, beside the step before it in training) and has the teacher's states; the
-    peer is `benchmarks.peer_torch`'s obvious loop, whose step reads context and sentence anew as the teacher.
+    what making one on the host takes, beside the step before it in training) and has the teacher's states. The
+    peers are loops of `benchmarks.peer_torch`: `torch` the obvious one, whose step reads context and sentence
+    anew as the teacher, `torch_cached` the one that has read them before.
   first_step_s, compile_s: the first step, and what it took beyond the median. Nothing is compiled before.
   teacher_s: what our teacher took for all sentences, its programs compiled (`teacher_first_s`: with compilation);
-    0 for the peer, whose steps include it.
+    0 for `torch`, whose steps include it.
   sentence_tokens_per_s: tokens of a step's sentences, without padding and head, by step_s; means over the steps.
   fill: share of the student's positions that hold a token (the peer pads to its longest sentence).
   flops_utilisation: `model_flops` of a step by step_s and the device's peak. null: the peak is not known.
@@ -46,7 +48,8 @@ from selfparam_jax.model import ATTENTION, BLOCKS, REMAT, Decoder, ModelConfig, 
 from selfparam_jax.packing import fill_rate
 from selfparam_jax.plan import CHIPS
 
-SYSTEMS = ("ours", "torch")
+PEERS = {"torch": "obvious", "torch_cached": "cached"}  # and their modes in `benchmarks.peer_torch`
+SYSTEMS = ("ours", *PEERS)
 DTYPES = ("bfloat16", "float32")
 LORA = LoraConfig(rank=8, alpha=16.0, dropout=0.0)  # as in benchmarks/workload.py, whose imports load checkpoints
 LEARNING_RATE = 1e-3
@@ -391,8 +394,8 @@ def peer_workload(workload: Workload):
     )
 
 
-def run_torch(settings: Settings) -> dict:
-    """The obvious loop of `benchmarks.peer_torch` on the GPU; without one, on the CPU (tiny shapes only)."""
+def run_torch(settings: Settings, mode: str) -> dict:
+    """A loop of `benchmarks.peer_torch` on the GPU; without one, on the CPU (tiny shapes only)."""
     import peft
     import torch
     import transformers
@@ -411,12 +414,12 @@ def run_torch(settings: Settings) -> dict:
     optimizer = peer_torch.make_optimizer(model, LEARNING_RATE)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    trained = peer_torch.train(model, optimizer, peer_workload(workload), "obvious")
+    trained = peer_torch.train(model, optimizer, peer_workload(workload), mode)
     flops, real, padded = [], 0, 0
     for step in range(1, settings.steps + 1):
         lengths = workload.lengths(step)
         student = [len(HEAD) + length for length in lengths]
-        read = [len(workload.context) + length for length in lengths]
+        read = [len(workload.context) + length for length in lengths] if mode == "obvious" else ()
         flops.append(model_flops(settings.config, student, sum(lengths), read))
         real, padded = real + sum(student), padded + len(student) * max(student)
     measured = {name: trained[name] for name in ("step_s", "losses", "teacher_s")} | {
@@ -435,7 +438,7 @@ def run_torch(settings: Settings) -> dict:
 def run_child(system: str, settings: Settings, out: str) -> None:
     """Measures one system in this process; what does not fit is written to `out` as {'error'}."""
     try:
-        result = {"ours": run_ours, "torch": run_torch}[system](settings)
+        result = run_torch(settings, PEERS[system]) if system in PEERS else run_ours(settings)
     except UnfitError as error:
         result = {"error": str(error)}
     except RuntimeError as error:  # both frameworks' errors of memory are of this class
@@ -454,7 +457,7 @@ def measure(system: str, argv: Sequence[str], directory: pathlib.Path) -> dict:
     """One system's measurements, from a process of its own; {'error'} if there are none."""
     out = directory / f"{system}.json"
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-    if system == "torch":
+    if system in PEERS:
         environment["JAX_PLATFORMS"] = "cpu"  # imported for the workload; must never take the GPU
     else:
         # Memory as it is needed, and nearly all of it if it is: torch may have as much.
@@ -493,7 +496,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Settings]:
     parser.add_argument("--batch_rows", type=int, default=4, help="Rows per step.")
     parser.add_argument("--row_length", type=int, default=512, help="Tokens per row.")
     parser.add_argument("--context_tokens", type=int, default=512, help="Tokens of the context.")
-    parser.add_argument("--systems", default=",".join(SYSTEMS), help="Which of ours and torch, in this order.")
+    parser.add_argument("--systems", default=",".join(SYSTEMS), help=f"Which of {', '.join(SYSTEMS)}, in order.")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="Of weights and activations.")
     parser.add_argument("--loss_chunk", type=int, default=trainer.DEFAULT_CHUNK, help="Ours: train.loss_chunk.")
     parser.add_argument("--remat", choices=REMAT, default="none", help="Ours: config.remat.")
@@ -505,8 +508,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Settings]:
     if unknown := set(args.systems) - set(SYSTEMS):
         parser.error(f"--systems={','.join(args.systems)}: unknown {sorted(unknown)}, expected some of {SYSTEMS}")
     missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
-    if "torch" in args.systems and missing:
-        parser.error(f"--systems=torch needs {', '.join(missing)}: pip install -e '.[bench]', or --systems=ours")
+    if set(PEERS) & set(args.systems) and missing:
+        parser.error(
+            f"--systems=torch and torch_cached need {', '.join(missing)}: pip install -e '.[bench]', or ask for ours"
+        )
     if not pathlib.Path(args.out).absolute().parent.is_dir():
         parser.error(f"--out={args.out}: its directory does not exist")
     try:

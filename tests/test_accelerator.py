@@ -175,18 +175,23 @@ def test_ours_end_to_end(tmp_path, on_cpu, capsys):
     assert len(table) == 3 and table[2].startswith("| ours | cpu |") and len({row.count("|") for row in table}) == 1
 
 
-def test_torch_end_to_end(tmp_path, on_cpu):
+@pytest.mark.parametrize("system", ["torch", "torch_cached"])
+def test_torch_end_to_end(tmp_path, on_cpu, system):
     pytest.importorskip("torch", reason="the peer needs torch")
     pytest.importorskip("peft", reason="the peer needs peft")
     out = tmp_path / "report.json"
-    accelerator.main([*FLAGS, "--systems=torch", "--peak_flops=1e9", f"--out={out}"])
-    result = check_report(json.loads(out.read_text()), "torch", set())
+    accelerator.main([*FLAGS, f"--systems={system}", "--peak_flops=1e9", f"--out={out}"])
+    result = check_report(json.loads(out.read_text()), system, set())
     workload = accelerator.make_workload(SETTINGS)
+    read = 24 if system == "torch" else None  # tokens of the context, in every step or before all
     flops = [
-        accelerator.model_flops(TINY, [1 + n for n in lengths], sum(lengths), [24 + n for n in lengths])
+        accelerator.model_flops(
+            TINY, [1 + n for n in lengths], sum(lengths), [read + n for n in lengths] if read else ()
+        )
         for lengths in (workload.lengths(1), workload.lengths(2))
     ]
-    assert result["model_flops_per_step"] == sum(flops) / 2 and result["teacher_s"] == 0
+    assert result["model_flops_per_step"] == sum(flops) / 2
+    assert (result["teacher_s"] == 0) == (system == "torch")
 
 
 @pytest.mark.parametrize(
@@ -212,7 +217,7 @@ def test_missing_torch_is_said(tmp_path, capsys, monkeypatch):
     out = f"--out={tmp_path / 'report.json'}"
     with pytest.raises(SystemExit):
         accelerator.main([*FLAGS, out])
-    assert re.search("--systems=torch needs .*peft", capsys.readouterr().err)
+    assert re.search("--systems=torch and torch_cached need .*peft", capsys.readouterr().err)
     assert accelerator.parse([*FLAGS, out, "--systems=ours"])[0].systems == ["ours"]
 
 
@@ -248,7 +253,9 @@ def test_one_system_that_fails_does_not_lose_the_other(tmp_path, capsys, monkeyp
     done = accelerator.summary(SETTINGS, workload, {"device": "cpu"}, measured)
     monkeypatch.setattr(accelerator, "measure", lambda name, *_: done if name == "ours" else {"error": "too large"})
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    with pytest.raises(SystemExit, match="torch: too large"):
+    with pytest.raises(SystemExit, match="torch: too large\ntorch_cached: too large"):
         accelerator.main([*FLAGS, f"--out={out}"])
-    assert json.loads(out.read_text())["systems"] == {"ours": done, "torch": {"error": "too large"}}
+    assert json.loads(out.read_text())["systems"] == {
+        "ours": done, "torch": {"error": "too large"}, "torch_cached": {"error": "too large"},
+    }  # fmt: skip
     assert "| ours | cpu | 1000.0 ms |" in capsys.readouterr().out
