@@ -168,14 +168,19 @@ def test_a_killed_process_ends_the_others_and_four_go_on(command, alone, tmp_pat
     assert_same_job(workdir, alone)
 
 
+def wait_until_under_way(started, workdir, index):
+    """Until a process has finished the second of what the watchdog counts."""
+    sign, deadline = workdir / "processes" / str(index), time.monotonic() + LIMIT_S
+    while not sign.exists() or sign.read_text().startswith(("0 ", "1 ")) or not sign.read_text():
+        assert time.monotonic() < deadline and all(each.poll() is None for each in started), log_of(workdir, 0)
+        time.sleep(0.02)
+
+
 def test_a_stalled_process_ends_the_others_with_its_name(command, tmp_path):
     """It is stopped, not dead, before training has begun; nobody's heart stops beating."""
     workdir = tmp_path / "run"
     started = start(command, workdir, 2, "--heartbeat_s=600", "--config.mesh.stall_limit_s=20")
-    sign, deadline = workdir / "processes" / "1", time.monotonic() + LIMIT_S
-    while not sign.exists() or sign.read_text().startswith(("0 ", "1 ")) or not sign.read_text():
-        assert time.monotonic() < deadline and all(each.poll() is None for each in started), log_of(workdir, 0)
-        time.sleep(0.02)
+    wait_until_under_way(started, workdir, 1)
     started[1].send_signal(signal.SIGSTOP)
     try:
         assert not (workdir / "metrics.jsonl").exists()
@@ -185,6 +190,20 @@ def test_a_stalled_process_ends_the_others_with_its_name(command, tmp_path):
         started[1].wait()
     said = log_of(workdir, 0)
     assert "process 0: nothing was finished for 20 s" in said and "process 1 on" in said
+
+
+def test_without_the_coordinator_nobody_waits(command, tmp_path):
+    """The first process, which the others meet at, is killed; JAX ends them and says so."""
+    workdir = tmp_path / "run"
+    started = start(command, workdir, 2)
+    wait_until_under_way(started, workdir, 1)
+    started[0].kill()
+    started[0].wait()
+    try:
+        assert started[1].wait(timeout=120) not in (0, None)
+    finally:
+        started[1].kill()
+    assert "leader task" in log_of(workdir, 1)
 
 
 def test_a_directory_that_is_not_shared_is_refused(command, tmp_path):
