@@ -21,6 +21,7 @@ from benchmarks.memory import peak_memory  # noqa: E402
 from benchmarks.workload import LORA, read_adapter, read_sentences, read_workload, train_config  # noqa: E402
 from configs.base import get_config  # noqa: E402
 from selfparam_jax import backend, files, hub, mesh, targets, teacher, trainer  # noqa: E402
+from selfparam_jax.model import REMAT as REMATS  # noqa: E402
 from selfparam_jax.model import Decoder  # noqa: E402
 from selfparam_jax.prefix import round_up  # noqa: E402
 
@@ -28,6 +29,7 @@ WORKLOAD = flags.DEFINE_string("workload", None, "Directory of the workload.", r
 MODE = flags.DEFINE_enum("mode", None, ["ours", "naive", "pair"], "What is timed.", required=True)
 OUT = flags.DEFINE_string("out", None, "Where the measurements go (JSON).", required=True)
 LIMIT_STEPS = flags.DEFINE_integer("limit_steps", 0, "Only the first so many optimiser steps; 0: all.")
+REMAT = flags.DEFINE_enum("remat", get_config().remat, list(REMATS), "As config.remat.")
 WARM = flags.DEFINE_bool("warm", False, "Mode ours: the first context is used once before anything is timed.")
 CACHE = flags.DEFINE_string("compilation_cache", "", "Directory of compiled programs; empty: none is used.")
 
@@ -46,7 +48,7 @@ class Setup:
         rows = len(self.workload["rows"][0])
         self.config = train_config(1, rows, self.workload["row_length"])
         self.optimizer = trainer.make_optimizer(self.config, 1)
-        self.model = Decoder(self.base.config, remat=get_config().remat, lora_scale=LORA.scale)
+        self.model = Decoder(self.base.config, remat=REMAT.value, lora_scale=LORA.scale)
         self.step = trainer.compile_step(self.model, self.optimizer, self.mesh)
 
     def state(self) -> trainer.TrainState:

@@ -14,6 +14,7 @@ training step beside its arguments, which is exact and needs no run: for the ste
 without, and for the loss alone in chunks and in one piece.
 """
 
+import itertools
 import pathlib
 import statistics
 import tempfile
@@ -133,6 +134,12 @@ def measure_contexts(scratch: pathlib.Path) -> dict:
         for count, (directory, _) in written.items():
             runs[count].append(workloads.run_child("benchmarks.ours", "ours", directory, STEPS.value, *more))
     return {str(count): cost_per_context(runs[count], written[count][1], count) for count in written}
+
+
+def s_per_further_context(by_contexts: dict) -> dict[str, float]:
+    """What a context costs beyond those of the number before: what is paid once drops out."""
+    totals = [(count, int(count), r["s_per_context"] * int(count)) for count, r in by_contexts.items()]
+    return {name: (s - less_s) / (n - less) for (_, less, less_s), (name, n, s) in itertools.pairwise(totals)}
 
 
 def print_tables(results: dict) -> None:

@@ -15,12 +15,15 @@ the `warm` one.
 import pathlib
 import statistics
 import tempfile
+from collections.abc import Sequence
 
 from absl import app, flags
 
 from benchmarks import workload as workloads
 from benchmarks.workload import run_child
+from configs.base import get_config
 from selfparam_jax import files, hub
+from selfparam_jax.model import REMAT as REMATS
 from selfparam_jax.prompts import Prompt
 
 OUT = flags.DEFINE_string("out", None, "Where the results go (JSON).", required=True)
@@ -33,6 +36,7 @@ REPEATS = flags.DEFINE_integer("repeats", 3, "How often the contenders take thei
 PROMPT = flags.DEFINE_string("prompt", "worked", "Prompt format.")
 BATCH_ROWS = flags.DEFINE_integer("batch_rows", 2, "Rows per step, as in configs/base.py.")
 ROW_LENGTH = flags.DEFINE_integer("row_length", 128, "Tokens per row, as in configs/base.py.")
+REMAT = flags.DEFINE_enum("remat", get_config().remat, list(REMATS), "Ours: config.remat.")
 
 # Name, module, mode, and whether it runs the teacher in every step.
 CONTENDERS = (
@@ -61,16 +65,20 @@ def largest_difference(runs: dict[str, list[dict]]) -> float:
     return max(abs(a - b) / abs(a) for a, b in pairs)
 
 
-def measure(directory: pathlib.Path, workload: dict, repeats: int, steps: int, slow_steps: int) -> dict:
-    """All contenders on one workload, taking turns."""
+def measure(
+    directory: pathlib.Path, workload: dict, repeats: int, steps: int, slow_steps: int, own_flags: Sequence[str] = ()
+) -> dict:
+    """All contenders on one workload, taking turns; `own_flags` are for ours."""
     runs: dict[str, list[dict]] = {name: [] for name, *_ in CONTENDERS}
     pairs, warm = [], []
     cache = directory / "compiled"
     for _ in range(repeats):
         for name, module, mode, slow in CONTENDERS:
-            runs[name].append(run_child(module, mode, directory, slow_steps if slow else steps))
-        pairs.append(run_child("benchmarks.ours", "pair", directory, steps, f"--compilation_cache={cache}"))
-        warm.append(run_child("benchmarks.ours", "ours", directory, steps, f"--compilation_cache={cache}"))
+            more = own_flags if module == "benchmarks.ours" else ()
+            runs[name].append(run_child(module, mode, directory, slow_steps if slow else steps, *more))
+        more = (*own_flags, f"--compilation_cache={cache}")
+        pairs.append(run_child("benchmarks.ours", "pair", directory, steps, *more))
+        warm.append(run_child("benchmarks.ours", "ours", directory, steps, *more))
 
     def median(values) -> float:
         return statistics.median(list(values))
@@ -142,7 +150,7 @@ def main(_) -> None:
             (directory / "model").symlink_to(model)
         del base, prompt  # the contenders need the memory
         for count, (directory, workload) in written.items():
-            results[str(count)] = measure(directory, workload, repeats, steps, slow)
+            results[str(count)] = measure(directory, workload, repeats, steps, slow, [f"--remat={REMAT.value}"])
             files.write_json(OUT.value, results[str(counts[0])] | {"by_contexts": results})
         directory, workload = written[counts[0]]
         released = released_seconds_per_sentence(directory, 2 * slow)

@@ -131,6 +131,12 @@ def test_cost_per_context_by_hand():
     assert (found["teacher_s_per_context"], found["train_s_per_context"], found["s_per_context"]) == (2.0, 5.0, 7.0)
 
 
+def test_what_a_further_context_costs_by_hand():
+    """3 s once and 2 s each."""
+    found = scaling.s_per_further_context({"1": {"s_per_context": 5.0}, "4": {"s_per_context": 11 / 4}})
+    assert found == {"4": pytest.approx(2.0)}
+
+
 def test_the_memory_of_the_loss_does_not_follow_the_positions(tiny_model):
     config = dataclasses.replace(tiny_model.config, vocab_size=4096)
     few, many = (scaling.loss_memory(config, positions, chunked=True) for positions in (256, 2048))
