@@ -87,7 +87,8 @@ def measure(name: str) -> dict:
     jobs.prepare(config, str(directory))
     if bounds.exists():  # the untouched model answers the same in every job
         shutil.copy(bounds, directory / bounds.name)
-    found = jobs.run_job(config, str(directory))["sequential"]
+    results = jobs.run_job(config, str(directory))
+    found = results["sequential"]
     shutil.copy(directory / bounds.name, bounds)
     f1, likelihood = found["f1"], found["log_likelihood"]
     perplexity = np.asarray(found["perplexity_after"], np.float64)
@@ -98,24 +99,25 @@ def measure(name: str) -> dict:
         **{f"likelihood_{key}": likelihood[key] for key in ("before", "just_injected", "final")},
         "perplexity": float(np.mean(perplexity[:, -1] / perplexity[:, 0]) - 1),
         "seconds": float(np.median(found["seconds"])),
+        "steps": results["steps"] / (LENGTH.value * SEQUENCES.value),
         "bytes": bytes_kept(directory),
     }
 
 
 def table_of(rows: list[dict]) -> str:
-    """The rows as Markdown; time is relative to the first."""
+    """The rows as Markdown; time and steps are relative to the first."""
     lines = [
         "| remedy | F1 just injected | F1 in the end | kept | log-likelihood before, just injected, in the end | "
-        "perplexity | time of an injection | kept on disk per context |",
-        "| --- " * 8 + "|",
+        "perplexity | steps of an injection | its time | kept on disk per context |",
+        "| --- " * 9 + "|",
     ]
     for row in rows:
         kept = "" if row["f1_retention"] is None else f"{row['f1_retention']:.2f}"
         likelihood = ", ".join(f"{row[f'likelihood_{key}']:.2f}" for key in ("before", "just_injected", "final"))
         lines.append(
             f"| {row['name']}: {row['label']} | {row['f1_just_injected']:.3f} | {row['f1_final']:.3f} | {kept} | "
-            f"{likelihood} | {row['perplexity']:+.1%} | {row['seconds'] / rows[0]['seconds']:.2f} | "
-            f"{row['bytes'] / 1e6:.1f} MB |"
+            f"{likelihood} | {row['perplexity']:+.1%} | {row['steps'] / rows[0]['steps']:.2f} | "
+            f"{row['seconds'] / rows[0]['seconds']:.2f} | {row['bytes'] / 1e6:.1f} MB |"
         )
     return "\n".join(lines) + "\n"
 

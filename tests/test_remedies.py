@@ -54,11 +54,13 @@ def test_the_table_by_hand():
     row = {
         "name": "a", "label": "b", "f1_just_injected": 0.4, "f1_final": 0.3, "f1_retention": 0.75,
         "likelihood_before": -4.0, "likelihood_just_injected": -1.0, "likelihood_final": -2.0,
-        "perplexity": 0.125, "seconds": 20.0, "bytes": 0.0,
+        "perplexity": 0.125, "seconds": 20.0, "steps": 40.0, "bytes": 0.0,
     }  # fmt: skip
-    lines = remedies.table_of([row, {**row, "f1_retention": None, "seconds": 30.0, "bytes": 1.25e6}]).splitlines()
-    assert lines[2] == "| a: b | 0.400 | 0.300 | 0.75 | -4.00, -1.00, -2.00 | +12.5% | 1.00 | 0.0 MB |"
-    assert lines[3] == "| a: b | 0.400 | 0.300 |  | -4.00, -1.00, -2.00 | +12.5% | 1.50 | 1.2 MB |"
+    lines = remedies.table_of(
+        [row, {**row, "f1_retention": None, "seconds": 30.0, "steps": 50.0, "bytes": 1.25e6}]
+    ).splitlines()
+    assert lines[2] == "| a: b | 0.400 | 0.300 | 0.75 | -4.00, -1.00, -2.00 | +12.5% | 1.00 | 1.00 | 0.0 MB |"
+    assert lines[3] == "| a: b | 0.400 | 0.300 |  | -4.00, -1.00, -2.00 | +12.5% | 1.25 | 1.50 | 1.2 MB |"
     assert len({line.count("|") for line in lines}) == 1
 
 
@@ -77,7 +79,7 @@ def test_real_jobs(flags, monkeypatch, capsys):
     assert [row["name"] for row in rows] == ["nothing", "rehearsal"]
     assert rows[0]["bytes"] == 0 and rows[1]["bytes"] > 0
     assert rows[0]["likelihood_before"] != rows[0]["likelihood_final"] != rows[1]["likelihood_final"]
-    assert rows[0]["perplexity"] != 0
+    assert rows[0]["perplexity"] != 0 and rows[0]["steps"] == rows[1]["steps"] == 1  # all in eight rows
     assert (flags / "out" / "remedies.md").read_text() == remedies.table_of(rows)
     assert remedies.table_of(rows) in capsys.readouterr().out
 
