@@ -43,8 +43,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from selfparam_jax import files, hub, mesh, targets, teacher, trainer
+from selfparam_jax.attention import ATTENTION, BLOCKS
 from selfparam_jax.lora import LoraConfig, init_lora
-from selfparam_jax.model import ATTENTION, BLOCKS, REMAT, Decoder, ModelConfig, param_shapes
+from selfparam_jax.model import REMAT, Decoder, ModelConfig, param_shapes
 from selfparam_jax.packing import fill_rate
 from selfparam_jax.plan import CHIPS
 

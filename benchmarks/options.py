@@ -25,6 +25,7 @@ from absl import app, flags
 from benchmarks.workload import LORA, example_contexts, make_sentences, plan_of, train_config
 from configs.base import EXAMPLES
 from selfparam_jax import evaluate, files, hub, mesh, targets, teacher, trainer
+from selfparam_jax.attention import runs_on
 from selfparam_jax.contexts import load_texts
 from selfparam_jax.lora import init_lora
 from selfparam_jax.model import Decoder
@@ -64,6 +65,7 @@ OPTIONS = {
     "train.accumulate=4": Option(accumulate=4),
     "attention=xla": Option(attention="xla"),
     "attention=cudnn, dtype=bfloat16": Option(attention="cudnn", dtype="bfloat16"),
+    "attention=splash, dtype=bfloat16": Option(attention="splash", dtype="bfloat16"),
     "base_weights=int8": Option(int8=True),
     "dtype=bfloat16": Option(dtype="bfloat16"),
     "dtype=bfloat16, base_weights=int8": Option(dtype="bfloat16", int8=True),
@@ -120,11 +122,10 @@ class Trained:
 
 def chosen(only: Sequence[str], rows: int) -> dict[str, Option]:
     """The options asked for that this backend has and that so many rows can be split for."""
-    gpu = jax.default_backend() == "gpu"
     names = [
         name for number, name in enumerate(OPTIONS) if not number or not only or any(part in name for part in only)
     ]
-    there = {name: OPTIONS[name] for name in names if gpu or OPTIONS[name].attention != "cudnn"}
+    there = {name: OPTIONS[name] for name in names if runs_on(OPTIONS[name].attention, jax.default_backend())}
     return {name: option for name, option in there.items() if rows % option.accumulate == 0}
 
 

@@ -34,7 +34,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # What the backward pass computes again instead of keeping it: "layers" (all of a layer: the least memory),
     # "products" (all but the products with weights), "none" (nothing: the fastest where memory suffices).
     config.remat = "layers"
-    # Attention in training: "blocks" (ours), or jax.nn.dot_product_attention's "xla" or "cudnn" (GPU, bfloat16).
+    # Attention: "blocks" (ours); "xla" or "cudnn" (GPU, bfloat16), jax.nn.dot_product_attention's, in training alone;
+    # "splash" (TPU), JAX's Pallas kernel, in training and where contexts are read: for those of many thousand tokens.
     config.attention = "blocks"
 
     # Keep compiled programs from one run to the next (in the cache directory; JAX_COMPILATION_CACHE_DIR is honoured).

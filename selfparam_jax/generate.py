@@ -16,9 +16,10 @@ import numpy as np
 from jax import lax
 
 from selfparam_jax.backend import copies_slices, unstacked
-from selfparam_jax.model import EMPTY, PADDING, SHARED, Decoder, KeyValues, apply_head, head_weight, placed, written
+from selfparam_jax.model import Decoder, KeyValues, apply_head, head_weight, placed, written
 from selfparam_jax.prefix import Prefix, read_prefix, round_up
 from selfparam_jax.processes import progressed
+from selfparam_jax.segments import EMPTY, PADDING, SHARED
 
 PROMPT_BUCKET = 32
 SHORT_PREFIX = 32  # tokens: reading so many again in every row is cheaper than a block of their own

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from selfparam_jax import evaluate, files, hub, targets, teacher, trainer
 from selfparam_jax import mesh as meshes
 from selfparam_jax.agreement import agreeing_contexts
+from selfparam_jax.attention import BLOCKS, SPLASH
 from selfparam_jax.checkpoint import Checkpoints
 from selfparam_jax.contexts import Context, QAPair
 from selfparam_jax.endpoint import EndpointConfig
@@ -126,7 +127,10 @@ class Run:
 
     @property
     def teacher(self) -> Decoder:
-        return Decoder(self.base.config, DTYPES[self.settings.dtype], layout=meshes.layout_of(self.mesh))
+        # The kernel that reads long contexts; the other ways are for training only.
+        attention = SPLASH if self.settings.attention == SPLASH else BLOCKS
+        dtype, layout = DTYPES[self.settings.dtype], meshes.layout_of(self.mesh)
+        return Decoder(self.base.config, dtype, layout=layout, attention=attention)
 
     @property
     def injected(self) -> Decoder:

@@ -32,6 +32,7 @@ from selfparam_jax import (
     trainer,
 )
 from selfparam_jax import mesh as meshes
+from selfparam_jax.attention import ATTENTION, BLOCKS, check_backend, runs_on
 from selfparam_jax.checkpoint import Checkpoints
 from selfparam_jax.contexts import Context, Question, load_texts
 from selfparam_jax.endpoint import EndpointConfig
@@ -51,7 +52,7 @@ from selfparam_jax.injection import (
 from selfparam_jax.inspection import inspect_pairs
 from selfparam_jax.ledger import Ledger
 from selfparam_jax.lora import LoraConfig
-from selfparam_jax.model import ATTENTION, REMAT
+from selfparam_jax.model import REMAT
 from selfparam_jax.packing import check_sizes
 from selfparam_jax.processes import Watchdog, check_shared
 from selfparam_jax.prompts import Prompt
@@ -134,6 +135,7 @@ def given_contexts(config, load: Callable[[], hub.Pretrained]) -> list[Context]:
 def prepare(config, workdir: str) -> Run:
     """Reads and checks all input, loads the model, and only then touches the work directory."""
     settings = read_settings(config)
+    check_backend(settings.attention, jax.default_backend())
     unrelated = read_unrelated(config, settings)
     mesh = meshes.make_mesh(config=settings.mesh)
     each = settings.train.batch_rows // settings.train.accumulate
@@ -547,6 +549,8 @@ def reopen(workdir: str | pathlib.Path) -> Run:
     config = ConfigDict(files.read_json(path / "config.json")["config"])
     start_backend(config.compilation_cache)
     settings = read_settings(config)
+    if not runs_on(settings.attention, jax.default_backend()):  # trained elsewhere
+        settings = dataclasses.replace(settings, attention=BLOCKS)
     run = load_run(config, settings, str(workdir), mesh_for_questions(settings))
     claim(run.workdir, config.to_dict(), run.base.fingerprint)  # refuses another model of the same name
     return run

@@ -8,7 +8,7 @@ lockstep: an array may then be spread over devices that are not this process's.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +95,32 @@ class Layout:
         if any(size % self.row_shards for name, size in zip(names, x.shape, strict=True) if name in batch):
             names = tuple(None if name in batch else name for name in names)
         return lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec(*names)))
+
+    def each_alone(
+        self, function: Callable, given: Sequence[jax.Array], names: Sequence[tuple], result: tuple
+    ) -> jax.Array:
+        """`function(*given)`, computed by every device from its own parts of the arrays.
+
+        Args:
+          names: per array those of its axes, as `__call__` takes them.
+          result: those of what the function gives.
+        """
+        sizes = [
+            size
+            for x, axes in zip(given, names, strict=True)
+            for size, axis in zip(x.shape, axes, strict=True)
+            if axis == "rows"
+        ]
+        even = not any(size % self.row_shards for size in sizes)
+
+        def split(axes):
+            return spec(*(None if axis == "rows" and not even else axis for axis in axes))
+
+        # Unchecked: a kernel does not say over which axes of the mesh its result varies.
+        into = tuple(map(split, names))
+        return jax.shard_map(function, mesh=self.mesh, in_specs=into, out_specs=split(result), check_vma=False)(
+            *given
+        )
 
     @property
     def row_shards(self) -> int:

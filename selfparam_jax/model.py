@@ -21,12 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# Segment ids. Two positions of one row see each other only if their segments are equal; positive ids
-# are sentences. Padding is its own segment, so a padding position always sees itself and no row of the
-# softmax is empty.
-PADDING = 0
-SHARED = -1  # keys that every segment of the row may see: a context prefix
-EMPTY = -2  # keys that nothing may see: unused slots of a cache
+from selfparam_jax.attention import BLOCKS, attended, sight, way_of
 
 # What the backward pass computes again: nothing; all of a layer but its input; all but its weights' products.
 REMAT = {
@@ -34,8 +29,6 @@ REMAT = {
     "layers": jax.checkpoint_policies.nothing_saveable,
     "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-BLOCKS = "blocks"
-ATTENTION = (BLOCKS, "xla", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,106 +136,6 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return rotated.astype(x.dtype)
 
 
-def visible(
-    query_positions: jax.Array,
-    query_segments: jax.Array,
-    key_positions: jax.Array,
-    key_segments: jax.Array,
-    window: int | None,
-) -> jax.Array:
-    """Boolean mask [B, T, S]: causal, within the sliding window, same segment or a shared key."""
-    query_positions, key_positions = query_positions[:, :, None], key_positions[:, None, :]
-    query_segments, key_segments = query_segments[:, :, None], key_segments[:, None, :]
-    mask = (key_segments == query_segments) | (key_segments == SHARED)
-    mask &= key_positions <= query_positions
-    if window is not None:
-        mask &= key_positions > query_positions - window
-    return mask
-
-
-def attend(queries: jax.Array, blocks: list[tuple[jax.Array, jax.Array]], masks: list[jax.Array]) -> jax.Array:
-    """One softmax over several blocks of keys, without concatenating the keys.
-
-    Args:
-      queries: [B, T, N, H].
-      blocks: (keys, values), each [B or 1, K, S_i, H].
-      masks: one [B, T, S_i] per block; no query's may be all False.
-
-    Returns:
-      [B, T, N, H]. Scores and softmax are float32.
-    """
-    batch, length, heads, head_dim = queries.shape
-    kv_heads = blocks[0][0].shape[1]
-    grouped = queries.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    return _attend(grouped, blocks, masks).reshape(batch, length, heads, head_dim)
-
-
-@jax.custom_vjp
-def _attend(queries, blocks, masks):
-    return _attend_forward(queries, blocks, masks)[0]
-
-
-def _fold(x, block):
-    """[B, T, ...] as [block's B, rest, ...]: rows that share a block are one long row to it."""
-    return x.reshape(block.shape[0], -1, *x.shape[2:])
-
-
-def _to_block(x, block):
-    """One number per query [B, T, K, G] in the order of the block's scores, [block's B, K, T, G, 1]."""
-    return jnp.swapaxes(_fold(x, block), 1, 2)[..., None]
-
-
-def _from_block(x, queries):
-    """[block's B, K, T, G, ...] as [B, T, K, G, ...]."""
-    return jnp.swapaxes(x, 1, 2).reshape(*queries.shape[:4], *x.shape[4:])
-
-
-def _scores(queries, keys, mask):
-    """Scaled and masked scores, float32 [block's B, K, T, G, S]: so no product needs a transposed side."""
-    folded = _fold(queries, keys)
-    if folded.shape[1] == 1:  # a step of decoding: the narrow side is the one to transpose
-        scores = jnp.einsum("bksh,btkgh->bkstg", keys, folded, preferred_element_type=jnp.float32)
-        scores = jnp.moveaxis(scores, 2, 4)
-    else:
-        scores = jnp.einsum("btkgh,bksh->bktgs", folded, keys, preferred_element_type=jnp.float32)
-    return jnp.where(_fold(mask, keys)[:, None, :, None], scores * queries.shape[-1] ** -0.5, -1e30)
-
-
-def _attend_forward(queries, blocks, masks):
-    scores = [_scores(queries, keys, mask) for (keys, _), mask in zip(blocks, masks, strict=True)]
-    highest = functools.reduce(jnp.maximum, [_from_block(jnp.max(score, axis=-1), queries) for score in scores])
-    out = total = 0.0
-    for score, (_, values) in zip(scores, blocks, strict=True):
-        exponentials = jnp.exp(score - _to_block(highest, values))
-        total += _from_block(jnp.sum(exponentials, axis=-1), queries)
-        weights = exponentials.astype(values.dtype)
-        term = jnp.einsum("bktgs,bksh->bktgh", weights, values, preferred_element_type=jnp.float32)
-        out += _from_block(term, queries)
-    out = (out / total[..., None]).astype(queries.dtype)
-    # One number per query is kept for the backward pass, not the [T, S] weights: those are computed again.
-    return out, (queries, blocks, masks, out, highest + jnp.log(total))
-
-
-def _attend_backward(residuals, gradient):
-    queries, blocks, masks, out, log_total = residuals
-    mean = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    to_queries, to_blocks = 0.0, []
-    for (keys, values), mask in zip(blocks, masks, strict=True):
-        folded, own = _fold(queries, keys), jnp.swapaxes(_fold(gradient, values), 1, 2)
-        weights = jnp.exp(_scores(queries, keys, mask) - _to_block(log_total, keys))
-        slope = weights * (product("bktgh,bksh->bktgs", own, values) - _to_block(mean, keys))
-        slope = (slope * queries.shape[-1] ** -0.5).astype(queries.dtype)
-        to_queries += _from_block(product("bktgs,bksh->bktgh", slope, keys), queries)
-        to_keys = product("bktgs,btkgh->bksh", slope, folded).astype(keys.dtype)
-        to_values = product("bktgs,bktgh->bksh", weights.astype(queries.dtype), own).astype(values.dtype)
-        to_blocks.append((to_keys, to_values))
-    return to_queries.astype(queries.dtype), to_blocks, None
-
-
-_attend.defvjp(_attend_forward, _attend_backward)
-
-
 @jax.custom_vjp
 def low_rank_product(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     """x @ a @ b for x [M, D], a [D, R], b [R, F].
@@ -311,25 +204,34 @@ class Int8Kernel:
         return self.values.shape
 
 
-@jax.custom_vjp
-def int8_product(x: jax.Array, values: jax.Array, scale: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def int8_product(
+    x: jax.Array, values: jax.Array, scale: jax.Array, layout: Layout | None, axes: tuple[str | None, str | None]
+) -> jax.Array:
     """x @ (values * scale) in float32: x [B, T, D], and the parts of an `Int8Kernel` [D, F], which get no gradient.
 
     Its gradient is written out to keep the int8 values for the backward pass; derived, it would keep them converted.
+    Both passes gather what is split over FSDP as the 8 bits it is; the compiler would gather what the product makes
+    of it.
+
+    Args:
+      axes: names of the kernel's axes as the product needs it.
     """
-    return _int8_forward(x, values, scale)[0]
+    return _int8_forward(x, values, scale, layout, axes)[0]
 
 
-def _int8_forward(x, values, scale):
-    y = jnp.einsum("btd,df->btf", x, values.astype(x.dtype), preferred_element_type=jnp.float32)
+def _int8_forward(x, values, scale, layout, axes):
+    whole = placed(layout, values, *axes).astype(x.dtype)
+    y = jnp.einsum("btd,df->btf", x, whole, preferred_element_type=jnp.float32)
     # x itself is not needed: only its dtype.
     return y * scale[None], (values, scale, jnp.zeros((), x.dtype))
 
 
-def _int8_backward(residuals, gradient):
+def _int8_backward(layout, axes, residuals, gradient):
     values, scale, like = residuals
+    whole = placed(layout, values, *axes).astype(like.dtype)
     scaled = (gradient * scale[None]).astype(like.dtype)
-    to_x = jnp.einsum("btf,df->btd", scaled, values.astype(like.dtype), preferred_element_type=jnp.float32)
+    to_x = jnp.einsum("btf,df->btd", scaled, whole, preferred_element_type=jnp.float32)
     return to_x.astype(like.dtype), None, None
 
 
@@ -343,13 +245,15 @@ class Projection(nn.Module):
     use_bias: bool
     lora_scale: float
     lora_dropout: float
+    layout: Layout | None = None
+    axes: tuple[str | None, str | None] = (None, None)  # of the kernel, as a product needs it: gathered over FSDP
 
     @nn.compact
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
         if isinstance(kernel, Int8Kernel):
-            y = int8_product(x, kernel.values, kernel.scale)
+            y = int8_product(x, kernel.values, kernel.scale, self.layout, self.axes)
         else:
             y = jnp.einsum("btd,df->btf", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
         if self.use_bias:
@@ -373,12 +277,13 @@ class Attention(nn.Module):
     attention: str = BLOCKS
 
     @nn.compact
-    def __call__(self, x, cos, sin, masks, past, deterministic, at=None):
+    def __call__(self, x, cos, sin, seen, past, deterministic, at=None):
         config = self.config
         heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
 
-        def project(name, features, inputs):
-            layer = Projection(features, config.attention_bias, self.lora_scale, self.lora_dropout, name=name)
+        def project(name, features, inputs, axes=(None, "heads")):
+            adapter = self.lora_scale, self.lora_dropout
+            layer = Projection(features, config.attention_bias, *adapter, self.layout, axes, name=name)
             return layer(inputs, deterministic)
 
         batch, length, model_dim = x.shape
@@ -395,14 +300,9 @@ class Attention(nn.Module):
         if at is not None:
             *past, room = past
             keys, values = (written(old, new, at, 2) for old, new in zip(room, (keys, values), strict=True))
-        if self.attention == BLOCKS or past:
-            out = attend(queries, [*past, (keys, values)], masks)
-        else:
-            keys_first = (jnp.swapaxes(x, 1, 2) for x in (keys, values))
-            out = jax.nn.dot_product_attention(
-                queries, *keys_first, mask=masks[0][:, None], implementation=self.attention
-            )
-        out = project("o_proj", model_dim, out.reshape(batch, length, heads * head_dim))
+        blocks = [*past, (keys, values)]
+        out = attended(self.attention, queries, blocks, seen, config.sliding_window, self.layout)
+        out = project("o_proj", model_dim, out.reshape(batch, length, heads * head_dim), ("heads", None))
         return out, (keys, values)
 
 
@@ -416,14 +316,15 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x, deterministic):
-        def project(name, features, inputs):
-            layer = Projection(features, self.config.mlp_bias, self.lora_scale, self.lora_dropout, name=name)
+        def project(name, features, inputs, axes=(None, "inner")):
+            adapter = self.lora_scale, self.lora_dropout
+            layer = Projection(features, self.config.mlp_bias, *adapter, self.layout, axes, name=name)
             return layer(inputs, deterministic)
 
         gate = project("gate_proj", self.config.intermediate_size, x)
         up = project("up_proj", self.config.intermediate_size, x)
         inner = placed(self.layout, jax.nn.silu(gate) * up, "rows", None, "inner")
-        return project("down_proj", x.shape[-1], inner)
+        return project("down_proj", x.shape[-1], inner, ("inner", None))
 
 
 class DecoderLayer(nn.Module):
@@ -437,11 +338,11 @@ class DecoderLayer(nn.Module):
     attention: str = BLOCKS
 
     @nn.compact
-    def __call__(self, x, past, cos, sin, masks, at=None):
+    def __call__(self, x, past, cos, sin, seen, at=None):
         shared = self.config, self.lora_scale, self.lora_dropout, self.layout
         normed = RMSNorm(self.config.rms_norm_eps, name="input_layernorm")(x)
         attention = Attention(*shared, self.attention, name="self_attn")
-        attended, key_values = attention(normed, cos, sin, masks, past, self.deterministic, at)
+        attended, key_values = attention(normed, cos, sin, seen, past, self.deterministic, at)
         x = placed(self.layout, x + attended, "rows", None, None)
         normed = RMSNorm(self.config.rms_norm_eps, name="post_attention_layernorm")(x)
         x = x + MLP(*shared, name="mlp")(normed, self.deterministic)
@@ -476,8 +377,7 @@ class Decoder(nn.Module):
       config: the architecture.
       dtype: dtype of activations; matrix products accumulate in float32 whatever it is.
       remat: what the backward pass computes again instead of having kept it, of `REMAT`.
-      attention: what computes it where rows read nothing before them (training without a past): `BLOCKS`, our
-        own, or an implementation of jax.nn.dot_product_attention.
+      attention: what computes it where it can (`attention.way_of`), of `attention.ATTENTION`.
       lora_scale, lora_dropout: alpha / rank and input dropout of the adapter, if one is given.
       layout: where activations lie on several devices (`mesh.Layout`); None on one.
     """
@@ -515,18 +415,11 @@ class Decoder(nn.Module):
           written to).
         """
         config = self.config
-        embed = self.param(
-            "embed_tokens",
-            lambda key, shape: {"embedding": nn.initializers.normal(0.02)(key, shape)},
-            (config.vocab_size, config.hidden_size),
-        )
+        table, drawn = (config.vocab_size, config.hidden_size), nn.initializers.normal(0.02)
+        embed = self.param("embed_tokens", lambda key, shape: {"embedding": drawn(key, shape)}, table)
         if not config.tie_word_embeddings:
             # Declared here so that init makes it and the parameter table finds it; used by `head_weight`.
-            self.param(
-                "lm_head",
-                lambda key, shape: {"weight": nn.initializers.normal(0.02)(key, shape)},
-                (config.vocab_size, config.hidden_size),
-            )
+            self.param("lm_head", lambda key, shape: {"weight": drawn(key, shape)}, table)
         x = jnp.take(embed["embedding"], input_ids, axis=0).astype(self.dtype)  # [B, T, D]
         # As the table lies first, then as rows do: in one go the compiler would put all of it on every device.
         x = placed(self.layout, placed(self.layout, x, "groups", None, "hidden"), "rows", None, None)
@@ -536,19 +429,20 @@ class Decoder(nn.Module):
         own = positions, segments
         if at is not None:
             own = tuple(written(old, new, at, 1) for old, new in zip(places.pop(), own, strict=True))
-        masks = [visible(positions, segments, *place, config.sliding_window) for place in (*places, own)]
+        way = way_of(self.attention, input_ids.shape[1], bool(past), at is not None, config.sliding_window)
+        seen = sight(way, (positions, segments), [*places, own], config.sliding_window)
 
         again = functools.partial(nn.remat, prevent_cse=False, policy=REMAT[self.remat])
         layer = DecoderLayer if self.remat == "none" else again(DecoderLayer)
-        settings = config, self.lora_scale, self.lora_dropout, deterministic, self.layout, self.attention
+        settings = config, self.lora_scale, self.lora_dropout, deterministic, self.layout, way
         apart = self.get_variable("params", "layers")
         if isinstance(apart, tuple):
             adapters = self.get_variable("lora", "layers", ({},) * len(apart))
             one = layer(*settings, parent=None)
-            x, (keys, values) = _one_by_one(one, apart, adapters, x, blocks, cos, sin, masks, at)
+            x, (keys, values) = _one_by_one(one, apart, adapters, x, blocks, cos, sin, seen, at)
         else:
             layers = _scanned(layer, config.num_hidden_layers)(*settings, name="layers")
-            x, (keys, values) = layers(x, blocks, cos, sin, masks)
+            x, (keys, values) = layers(x, blocks, cos, sin, seen)
         hidden = RMSNorm(config.rms_norm_eps, name="norm")(x)
         return hidden, place_keys(self.layout, KeyValues(keys, values, *own))
 

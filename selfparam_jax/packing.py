@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from selfparam_jax.model import PADDING
+from selfparam_jax.segments import PADDING
 
 NO_SLOT = -1  # a position whose next token carries no loss
 

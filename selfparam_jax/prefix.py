@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from selfparam_jax.model import EMPTY, SHARED, Decoder, KeyValues, place_keys, placed
+from selfparam_jax.model import Decoder, KeyValues, place_keys, placed
+from selfparam_jax.segments import EMPTY, SHARED
 
 CACHE_UNIT = 256  # caches hold REST positions, or 1, 1.5, 2, 3, 4, 6, 8, ... times as many as this
 PIECE = 256  # tokens read in one call

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from selfparam_jax.contexts import load_texts
 from selfparam_jax.files import write_lines
 from selfparam_jax.generate import Sampling, generate
-from selfparam_jax.model import EMPTY, Decoder, KeyValues
+from selfparam_jax.model import Decoder, KeyValues
 from selfparam_jax.prefix import Prefix, round_up
 from selfparam_jax.prompts import Prompt
+from selfparam_jax.segments import EMPTY
 
 ROUNDS = 16  # after so many draws for what is missing, the model has no more to say
 

@@ -21,9 +21,10 @@ import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
 
+from selfparam_jax.attention import BLOCKS
 from selfparam_jax.files import replacing_own
 from selfparam_jax.mesh import agreed, fetch, put_rows, share_of, sum_of_shares
-from selfparam_jax.model import BLOCKS, Decoder, KeyValues, apply_head
+from selfparam_jax.model import Decoder, KeyValues, apply_head
 from selfparam_jax.packing import NO_SLOT, Piece, Rows, fill_rows, first_fit_decreasing
 from selfparam_jax.prefix import Prefix, read_prefixes, round_up
 from selfparam_jax.processes import progressed

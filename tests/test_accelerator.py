@@ -15,7 +15,8 @@ import pytest
 
 from benchmarks import accelerator
 from selfparam_jax import mesh
-from selfparam_jax.model import param_shapes, visible
+from selfparam_jax.model import param_shapes
+from selfparam_jax.segments import visible
 
 TINY = accelerator.TINY
 FLAGS = ["--shape=tiny", "--steps=2", "--batch_rows=2", "--row_length=32", "--context_tokens=24"]

@@ -19,8 +19,9 @@ from selfparam_jax.generate import (
     layers_apart,
 )
 from selfparam_jax.lora import LoraConfig, init_lora
-from selfparam_jax.model import EMPTY, SHARED, Decoder, KeyValues, apply_head, head_weight
+from selfparam_jax.model import Decoder, KeyValues, apply_head, head_weight
 from selfparam_jax.prefix import read_prefix, round_up
+from selfparam_jax.segments import EMPTY, SHARED
 
 NEW = 9
 

@@ -300,6 +300,8 @@ BAD = {
     "unknown prompt": (change("prompt", "plane"), "expected one of chat, paper, plain, worked"),
     "unknown job": (change("job", "butch"), "expected one of"),
     "unknown dtype": (change("dtype", "float8"), "dtype = 'float8'"),
+    "attention of a TPU": (change("attention", "splash"), "needs a TPU, but JAX runs on 'cpu'"),
+    "unknown attention": (change("attention", "flash"), "attention = 'flash', expected one of"),
     "unknown schedule": (change("train.schedule", "cosin"), "expected constant, linear or cosine"),
     "unknown target": (change("lora.targets", ("q_prj",)), "q_prj"),
     "rows do not divide": (change("train.batch_rows", 3), "use a multiple of 8"),
@@ -340,8 +342,10 @@ def test_a_run_is_asked_on_other_devices_than_it_was_made_on(config, tmp_path):
     assert "lora.rank" in run.recipe and not [name for name in run.recipe if name in jobs.FREE]
     kept = files.read_json(tmp_path / "run" / "config.json")
     kept["config"]["mesh"] |= {"data": 16, "fsdp": 4}
+    kept["config"]["attention"] = "splash"
     files.write_json(tmp_path / "run" / "config.json", kept)
-    assert jobs.reopen(tmp_path / "run").mesh.size == 1
+    reopened = jobs.reopen(tmp_path / "run")
+    assert reopened.mesh.size == 1 and reopened.teacher.attention == "blocks"
 
 
 def test_long_pairs_are_left_out_if_that_is_wanted(config, tmp_path):

@@ -14,9 +14,6 @@ from selfparam_jax import model as ours
 from selfparam_jax.generate import generate
 from selfparam_jax.lora import LoraConfig, init_lora
 from selfparam_jax.model import (
-    EMPTY,
-    PADDING,
-    SHARED,
     Decoder,
     ModelConfig,
     RopeScaling,
@@ -25,6 +22,7 @@ from selfparam_jax.model import (
     param_shapes,
 )
 from selfparam_jax.prefix import read_prefix
+from selfparam_jax.segments import EMPTY, PADDING, SHARED, visible
 
 RUNG = 1e-5  # of one part of the model
 LOGITS = 1e-4
@@ -91,7 +89,7 @@ def our_block_inputs(config, length):
     positions = jnp.asarray(rows_of(length))
     ones = jnp.ones_like(positions)
     cos, sin = ours.rotary_angles(config, positions)
-    return cos, sin, ours.visible(positions, ones, positions, ones, config.sliding_window)
+    return cos, sin, visible(positions, ones, positions, ones, config.sliding_window)
 
 
 # --- the ladder ---------------------------------------------------------------------------------------
@@ -201,69 +199,6 @@ def test_logits(case, changes, from_hf):
     close(logits_of(*from_hf(theirs), ids), expected, LOGITS)
 
 
-# --- masks and attention by hand ----------------------------------------------------------------------
-
-
-def test_visible_by_hand():
-    keys = np.array([[0, 1, 2, 3, 0]]), np.array([[SHARED, 1, 1, 2, EMPTY]])
-    queries = np.array([[2, 3, 1]]), np.array([[1, 2, PADDING]])
-    mask = ours.visible(*map(jnp.asarray, (*queries, *keys)), None)
-    assert mask.astype(int).tolist() == [[[1, 1, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 0, 0, 0]]]
-    mask = ours.visible(*map(jnp.asarray, (*queries, *keys)), 2)  # itself and one before it
-    assert mask.astype(int).tolist() == [[[0, 1, 1, 0, 0], [0, 0, 0, 1, 0], [1, 0, 0, 0, 0]]]
-
-
-@pytest.fixture(params=[True, False], ids=["shared", "own"])
-def blocks_and_mask(request):
-    """Queries [3, 4, 6, 8], two blocks of keys and values (the first of all rows together, or not), and a mask."""
-    rng = np.random.default_rng(0)
-
-    def draw(*shape):
-        return rng.standard_normal(shape).astype(np.float32)
-
-    queries, first = draw(3, 4, 6, 8), draw(2, 1 if request.param else 3, 2, 5, 8)
-    second, mask = draw(2, 3, 2, 4, 8), rng.random((3, 4, 9)) < 0.6
-    mask[:, :, 5] = True
-    return queries, first, second, mask
-
-
-def over_blocks(queries, first, second, mask):
-    blocks = [tuple(map(jnp.asarray, first)), tuple(map(jnp.asarray, second))]
-    return ours.attend(jnp.asarray(queries), blocks, [jnp.asarray(mask[..., :5]), jnp.asarray(mask[..., 5:])])
-
-
-def test_attend_over_blocks_is_one_softmax(blocks_and_mask):
-    queries, first, second, mask = blocks_and_mask
-    expected = np.zeros((3, 4, 6, 8))
-    whole = np.broadcast_to(first, (2, 3, 2, 5, 8)), second
-    keys, values = np.concatenate(whole, axis=3).astype(np.float64)
-    for b, t, n in np.ndindex(3, 4, 6):
-        scores = keys[b, n // 3] @ queries[b, t, n] / np.sqrt(8)
-        weights = np.where(mask[b, t], np.exp(scores), 0.0)
-        expected[b, t, n] = weights / weights.sum() @ values[b, n // 3]
-    close(over_blocks(*blocks_and_mask), expected)
-
-
-def test_gradients_of_attend_are_those_of_one_softmax(blocks_and_mask):
-    queries, first, second, mask = blocks_and_mask
-    slope = jnp.asarray(np.random.default_rng(1).standard_normal(queries.shape), jnp.float32)
-
-    def one_softmax(queries, first, second):
-        whole = jnp.concatenate([jnp.broadcast_to(first, (2, 3, 2, 5, 8)), second], axis=3)
-        keys, values = jnp.repeat(whole, 3, axis=2)
-        scores = jnp.einsum("btnh,bnsh->bnts", queries, keys) / jnp.sqrt(8.0)
-        weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf), axis=-1)
-        return jnp.sum(slope * jnp.einsum("bnts,bnsh->btnh", weights, values))
-
-    def ours_summed(queries, first, second):
-        return jnp.sum(slope * over_blocks(queries, first, second, mask))
-
-    arguments = [jnp.asarray(x) for x in (queries, first, second)]
-    expected = jax.grad(one_softmax, argnums=(0, 1, 2))(*arguments)
-    for found, wanted in zip(jax.grad(ours_summed, argnums=(0, 1, 2))(*arguments), expected, strict=True):
-        close(found, wanted)
-
-
 # --- packed, padded, continued ------------------------------------------------------------------------
 
 
@@ -341,35 +276,6 @@ def test_empty_slots_change_nothing(small):
         )
         found, _ = read(*small, rest, positions, past=(padded,))
         close(found, expected, 1e-6)
-
-
-@pytest.mark.parametrize("case", ["gqa", "mistral"])  # Mistral's window is shorter than the rows
-@pytest.mark.parametrize("attention", ["xla", pytest.param("cudnn", marks=pytest.mark.gpu)])
-def test_attention_by_jax_is_ours(case, attention, from_hf, monkeypatch):
-    pytest.importorskip("torch")
-    if attention == "cudnn" and jax.default_backend() != "gpu":
-        pytest.skip("needs a GPU")
-    asked, theirs = [], jax.nn.dot_product_attention
-    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *a, **k: asked.append(k) or theirs(*a, **k))
-    config, params = from_hf(tiny.hf_model(case))
-    ids, positions = jnp.asarray(tiny.token_ids(12)), jnp.asarray([[0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 0]] * 2)
-    segments = jnp.asarray([[1] * 8 + [2] * 3 + [PADDING], [1] * 8 + [2] * 3 + [PADDING]])
-    dtype = jnp.float32 if attention == "xla" else jnp.bfloat16
-
-    def value_and_gradient(attention):
-        def loss(params):
-            model = Decoder(config, dtype, attention=attention)
-            hidden, read = model.apply({"params": params}, ids, positions, segments)
-            return jnp.sum(jnp.sin(hidden)[:, :11].astype(jnp.float32)), read.keys
-
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-
-    tolerance = 1e-5 if attention == "xla" else 3e-2
-    for left, right in zip(
-        jax.tree.leaves(value_and_gradient(attention)), jax.tree.leaves(value_and_gradient("blocks")), strict=True
-    ):
-        np.testing.assert_allclose(left, right, rtol=tolerance, atol=tolerance * max(1, np.abs(right).max()))
-    assert asked and all(given["implementation"] == attention for given in asked)
 
 
 @pytest.mark.parametrize("remat", ["layers", "products"])

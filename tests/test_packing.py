@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from selfparam_jax.model import PADDING
 from selfparam_jax.packing import (
     NO_SLOT,
     Piece,
@@ -12,6 +11,7 @@ from selfparam_jax.packing import (
     first_fit_decreasing,
     loss_positions,
 )
+from selfparam_jax.segments import PADDING
 
 PIECES = [
     Piece((5, 6), 0, (0,), (0.5,), (0.25,), (7,)),

@@ -9,7 +9,8 @@ import pytest
 import tiny
 
 from selfparam_jax import prefix, weights
-from selfparam_jax.model import EMPTY, SHARED, Decoder
+from selfparam_jax.model import Decoder
+from selfparam_jax.segments import EMPTY, SHARED
 
 LIMIT = 1024  # max_position_embeddings
 READ_PIECE = prefix._read_piece

@@ -1,6 +1,8 @@
 """A base in 8 bits: its kernels, what is computed with them on one and several devices, and what is exported."""
 
 import dataclasses
+import math
+import re
 import sys
 
 import jax
@@ -69,8 +71,8 @@ def test_the_product_is_that_of_the_rounded_kernel(tiny_model, with_bias):
     assert abs(found[0] - loss(adapter, params)) > 1e-4  # rounding is not nothing
 
 
-def step_with(config, params, mesh):
-    """A training step's loss and the adapter after it."""
+def step_and_inputs(config, params, mesh):
+    """A training step, and what it is given."""
     model = Decoder(config, lora_scale=2.0, layout=meshes.layout_of(mesh))
     optimizer = trainer.make_optimizer(trainer.TrainConfig(learning_rate=1e-2), 10)
     state = trainer.init_state(lora.init_lora(jax.random.key(0), params, lora.LoraConfig(rank=2)), optimizer)
@@ -85,7 +87,13 @@ def step_with(config, params, mesh):
     signal = Signal(np.full(groups, each, np.int32), states, np.ones((groups, each), np.float32))
     batch = meshes.put_rows(mesh, trainer.Batch(ids, positions, segments, where, signal))
     step = trainer.compile_step(model, optimizer, mesh, int8=True)
-    state, metrics = step(state, params, batch, jax.random.key(0))
+    return step, (state, params, batch, jax.random.key(0))
+
+
+def step_with(config, params, mesh):
+    """A training step's loss and the adapter after it."""
+    step, inputs = step_and_inputs(config, params, mesh)
+    state, metrics = step(*inputs)
     return float(metrics["loss"]), jax.tree.map(np.asarray, state.lora)
 
 
@@ -102,6 +110,24 @@ def test_several_devices_compute_what_one_does(tiny_model):
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     for left, right in zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True):
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(1, 4, 1), (1, 2, 2)])
+def test_kernels_are_gathered_as_8_bits(tiny_model, sizes):
+    """Forward and backward: not what a product makes of them, which is four times as much to send."""
+    mesh = meshes.make_mesh(jax.devices()[:4], meshes.MeshConfig(*sizes))
+    config = tiny_model.config
+    params = jax.device_put(tiny.rounded(tiny_model.params), parameter_shardings(mesh, config, int8=True))
+    step, inputs = step_and_inputs(config, params, mesh)
+    text = step.lower(*inputs).compile().as_text()
+    gathered = re.findall(r"= (\w+)\[([\d,]+)\]\S* all-gather\(", text)
+    kernels = {leaf.size // config.num_hidden_layers // sizes[2] for leaf in jax.tree.leaves(
+        jax.tree.map(lambda leaf: leaf.values if is_rounded(leaf) else None, params, is_leaf=is_rounded)
+    )}  # fmt: skip
+    of_kernels = [kind for kind, shape in gathered if math.prod(map(int, shape.split(","))) in kernels]
+    assert len([kind for kind in of_kernels if kind == "s8"]) == 14  # seven of a layer, twice
+    wide = [shape for kind, shape in gathered if kind == "f32" and shape.startswith("1,")]
+    assert not wide, "a layer's kernel in float32"
 
 
 def test_decoding_with_a_base_in_8_bits(tiny_model):

@@ -15,8 +15,9 @@ import tiny
 from selfparam_jax import mesh as meshes
 from selfparam_jax import targets, teacher, trainer, weights
 from selfparam_jax.lora import LoraConfig, init_lora
-from selfparam_jax.model import PADDING, Decoder, head_weight
+from selfparam_jax.model import Decoder, head_weight
 from selfparam_jax.packing import NO_SLOT
+from selfparam_jax.segments import PADDING
 from selfparam_jax.targets import Sentence
 
 HEAD = (1, 7)
