@@ -95,6 +95,17 @@ def answer_questions(
     return results
 
 
+def predictions(contexts: Sequence[Context], systems: dict[str, list[list[dict]]]) -> list[dict]:
+    """The records of predictions.jsonl: every question with the answers of each system (`answer_questions`)."""
+    records = []
+    for c, context in enumerate(contexts):
+        for q, question in enumerate(context.questions):
+            answers = {system: results[c][q] for system, results in systems.items()}
+            golds = list(question.answers)
+            records.append({"context": context.id, "question": question.question, "answers": golds, **answers})
+    return records
+
+
 def short_answer(prompt: Prompt, ids: Sequence[int]) -> str:
     """The text before the first line break or end of turn."""
     stops = set(prompt.stop_ids)

@@ -188,11 +188,17 @@ def model_loader(settings: Settings, mesh) -> Callable[[], hub.Pretrained]:
 
 
 def read_unrelated(config, settings: Settings) -> list[str]:
-    """The unrelated texts of all epochs, or as many as there are; none yet if the model is to draw them itself."""
+    """The unrelated texts of all epochs, or as many as there are; none yet if the model is to draw them itself.
+
+    A sequence has texts for all its injections, of which each draws its own: with the same ones twenty times over, the
+    model would stay what it was on these alone.
+    """
     each = settings.targets.unrelated_per_epoch
     if not each or config.unrelated == SELF:
         return []
-    return corpora.read_texts(config.unrelated, each * settings.train.epochs, settings.seed, fewest=each)
+    injections = settings.sequential.length if settings.job == "sequential" else 1
+    wanted = each * settings.train.epochs * injections
+    return corpora.read_texts(config.unrelated, wanted, settings.seed, fewest=each)
 
 
 def check_targets(run: Run) -> None:
@@ -274,17 +280,6 @@ def check_lengths(run: Run) -> None:
             )
 
 
-def predictions(contexts: Sequence[Context], systems: dict[str, list[list[dict]]]) -> list[dict]:
-    """The records of predictions.jsonl."""
-    records = []
-    for c, context in enumerate(contexts):
-        for q, question in enumerate(context.questions):
-            answers = {system: results[c][q] for system, results in systems.items()}
-            golds = list(question.answers)
-            records.append({"context": context.id, "question": question.question, "answers": golds, **answers})
-    return records
-
-
 def write_results(run: Run, systems: dict, drift: dict, timing: dict, steps: int, fill: float, extra: dict) -> dict:
     """predictions.jsonl, results.json and the report."""
     per_context = []
@@ -307,7 +302,7 @@ def write_results(run: Run, systems: dict, drift: dict, timing: dict, steps: int
         "recipe": run.recipe,
         **extra,
     }
-    files.write_lines(run.workdir / "predictions.jsonl", predictions(run.contexts, systems))
+    files.write_lines(run.workdir / "predictions.jsonl", evaluate.predictions(run.contexts, systems))
     files.write_json(run.workdir / "results.json", results)
     report.write_report(run.workdir)
     return files.read_json(run.workdir / "results.json")

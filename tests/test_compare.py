@@ -21,7 +21,7 @@ from selfparam_jax.compare import Factors, compare_factors, factor_dense, factor
 from selfparam_jax.compare.__main__ import compare_models, main
 from selfparam_jax.compare.contenders import adapter_contender, find_run, model_contender
 from selfparam_jax.compare.pages import comparison_page, write_comparison
-from selfparam_jax.ledger import Ledger
+from selfparam_jax.ledger import Ledger, write_composed
 from selfparam_jax.lora import MODULES, LoraConfig, init_lora, merge_lora
 from selfparam_jax.model import Decoder, apply_head, head_weight
 from selfparam_jax.prompts import Prompt
@@ -452,6 +452,48 @@ def test_a_ledger_after_some_of_its_injections(runs, inside, tiny_model):
         find_run("course")
     with pytest.raises(ValueError, match=r"got step 3, expected one of \[1, 2\]"):
         find_run("course/sequences/000@3")
+
+
+def test_a_composed_adapter_is_the_sum_of_its_entries(runs, inside, tmp_path, tiny_model):
+    fingerprint = files.read_json(runs / "one" / "config.json")["base_fingerprint"]
+    ledger = Ledger.open(tmp_path / "ledger", fingerprint)
+    loras = adapter(tiny_model), adapter(tiny_model, seed=1)
+    ids = [ledger.append("x", "", "", {}, lora, LORA.scale).id for lora in loras]
+    write_composed(tmp_path / "both", ledger, ids)
+    found = compare_models([str(tmp_path / "both"), "one"])["contenders"][0]
+    deltas = [np.add(*(dense_delta(lora, "q_proj", layer) for lora in loras)) for layer in range(3)]
+    assert found["modules"]["q_proj"]["norm"] == pytest.approx(np.linalg.norm(deltas), rel=1e-5)
+    foreign = Ledger.open(tmp_path / "foreign", "0" * 64)
+    write_composed(tmp_path / "other", foreign, [foreign.append("x", "", "", {}, loras[0], 1.0).id])
+    with pytest.raises(ValueError, match="stands on a base with fingerprint 000000000000, but the base is"):
+        compare_models([str(tmp_path / "other"), "one"])
+    (tmp_path / "both" / "adapter.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"both/adapter\.safetensors cannot be read"):
+        compare_models([str(tmp_path / "both"), "one"])
+    (tmp_path / "both" / "adapter.json").write_text("[]")
+    with pytest.raises(ValueError, match='expected "base_fingerprint" and "scale"'):
+        compare_models([str(tmp_path / "both"), "one"])
+
+
+def test_every_model_can_be_asked_anew(runs, inside, tmp_path):
+    """What a run kept is what it answers now; its export and an early checkpoint, which kept nothing, answer too."""
+    kept = sorted(int(path.name) for path in (runs / "one" / "checkpoints").iterdir())
+    sources = ["one", "one/merged", f"one@{kept[0]}", "model"]
+    record = compare_models(sources, questions="documents.jsonl")
+    results = files.read_json(runs / "one" / "results.json")["scores"]
+    scores = [contender["answers"] for contender in record["contenders"]]
+    assert scores[0] == scores[1] == results["injected"] and scores[3] == results["base_q"]
+    assert scores[2] is not None
+    pairs = {(pair["a"], pair["b"]): pair["answers"] for pair in record["pairs"]}
+    assert pairs["A", "B"]["f1"] == 0.0 and not pairs["A", "B"]["gained"]
+    assert pairs["A", "D"]["f1"] == pytest.approx(results["base_q"]["f1"] - results["injected"]["f1"])
+    # Of other questions than those that were kept: the second document's alone.
+    other = write(tmp_path / "bor.jsonl", [documents("Bor")])
+    found = compare_models(["one", "two"], questions=other)
+    assert found["contenders"][0]["answers"] != scores[0]
+    nothing = write(tmp_path / "none.jsonl", [{**documents("Bor"), "questions": []}])
+    with pytest.raises(ValueError, match="no context has questions"):
+        compare_models(["one", "two"], questions=nothing)
 
 
 def test_answers_of_a_sequence(tmp_path):

@@ -2,7 +2,8 @@
 
 A work directory is one of job `batch`, one injection of job `single` (WORKDIR/contexts/000), or one sequence of job
 `sequential` (WORKDIR/sequences/000). WORKDIR@STEP is a checkpoint of it, of a sequence the model after so many
-injections. Everything else is a model, as `hub.load_pretrained` knows them.
+injections. A folder with an adapter.json is an adapter that was composed from a ledger's. Everything else is a model,
+as `hub.load_pretrained` knows them.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ import numpy as np
 from selfparam_jax import files, hub, weights
 from selfparam_jax.checkpoint import Checkpoints
 from selfparam_jax.compare import Contender, Factors, factor_dense, factor_low_rank, kernel_at
-from selfparam_jax.ledger import Ledger
+from selfparam_jax.ledger import Ledger, read_composed
 from selfparam_jax.lora import MODULES, LoraConfig, compose_lora, init_lora
 from selfparam_jax.workdir import differences, flatten
 
@@ -53,12 +54,14 @@ class Lineup:
     dtype: of all weights and of what is computed with them; the first work directory's, else float32.
     prompt: name of the first work directory's prompt format, else "plain".
     general: path of the first general text that a work directory has, or "".
+    batch: questions asked at once; the first work directory's.
     """
 
     base: hub.Pretrained
     dtype: Any
     prompt: str
     general: str
+    batch: int
     contenders: list[Contender]
 
 
@@ -75,20 +78,24 @@ def load_lineup(sources: Sequence[str], base_source: str | None = None) -> Lineu
     twice = sorted({source for source in sources if sources.count(source) > 1})
     if twice:
         raise ValueError(f"got {twice[0]!r} twice, expected different models; name each once")
-    saved = {source: find_run(source) for source in sources}
+    composed = {source: read for source in sources if (read := read_composed(source))}
+    saved = {source: None if source in composed else find_run(source) for source in sources}
     runs = [run for run in saved.values() if run]
     if not runs and base_source is None:
         raise ValueError("got no work directory and no base, expected one of them; give --base=MODEL")
-    first = runs[0].config if runs else {"dtype": "float32", "prompt": "plain"}
+    first = runs[0].config if runs else {"dtype": "float32", "prompt": "plain", "eval": {"batch_size": 16}}
     general = next((run.config["eval"]["general"] for run in runs if run.config["eval"]["general"]), "")
     dtype = jnp.dtype(first["dtype"])
     load = functools.cache(functools.partial(hub.load_pretrained, dtype=dtype))
     base = load(base_source if base_source is not None else first["model"])
-    contenders = [
-        run_contender(source, base, run) if run else model_contender(source, base, _load_model(source, load))
-        for source, run in saved.items()
-    ]
-    return Lineup(base, dtype, first["prompt"], general, contenders)
+
+    def contender(source: str, run: SavedRun | None) -> Contender:
+        if source in composed:
+            return composed_contender(source, base, *composed[source])
+        return run_contender(source, base, run) if run else model_contender(source, base, _load_model(source, load))
+
+    contenders = [contender(source, run) for source, run in saved.items()]
+    return Lineup(base, dtype, first["prompt"], general, first["eval"]["batch_size"], contenders)
 
 
 def _load_model(source: str, load) -> hub.Pretrained:
@@ -198,6 +205,16 @@ def run_contender(name: str, base: hub.Pretrained, run: SavedRun) -> Contender:
     with Checkpoints(run.directory / "checkpoints") as checkpoints:
         lora = checkpoints.restore(run.step, lora=like)["lora"]
     return adapter_contender(name, base, lora, run.lora.scale, run.predictions)
+
+
+def composed_contender(name: str, base: hub.Pretrained, record: dict, lora: dict) -> Contender:
+    """The base with a composed adapter (`ledger.read_composed`). Raises ValueError if it has another base."""
+    if record["base_fingerprint"] != base.fingerprint:
+        raise ValueError(
+            f"{name} stands on a base with fingerprint {record['base_fingerprint'][:12]}, but the base is "
+            f"{base.name!r} with {base.fingerprint[:12]}; compare adapters of one base, or give --base=MODEL"
+        )
+    return adapter_contender(name, base, lora, record["scale"])
 
 
 def adapter_contender(

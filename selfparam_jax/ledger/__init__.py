@@ -30,6 +30,7 @@ from selfparam_jax.workdir import flatten
 
 ACTIVE, UNDONE = "active", "undone"
 ADAPTER = "adapter.safetensors"
+COMPOSED = "adapter.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,8 +309,27 @@ def write_composed(out: str | os.PathLike, ledger: Ledger, ids: Sequence[str], m
         "rank": _rank(arrays),
         "error": error,
     }
-    write_adapter(out, "adapter.json", record, arrays)
+    write_adapter(out, COMPOSED, record, arrays)
     return record
+
+
+def read_composed(path: str | os.PathLike) -> tuple[dict, dict] | None:
+    """The content of adapter.json and the adapter that `write_composed` wrote; None if there is no adapter.json.
+
+    Raises:
+      ValueError: one of the two files is damaged or missing.
+    """
+    path = pathlib.Path(path)
+    if not (path / COMPOSED).is_file():
+        return None
+    record = _read_object(path / COMPOSED)
+    if not {"base_fingerprint", "scale"} <= set(record):
+        raise ValueError(f'{path / COMPOSED}: expected "base_fingerprint" and "scale"; compose the adapter again')
+    try:
+        arrays = load_file(path / ADAPTER)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{path / ADAPTER} cannot be read: {error}; compose the adapter again") from error
+    return record, _tree(arrays)
 
 
 def _entry(number: int, parent: str, content: dict) -> Entry:
