@@ -190,8 +190,8 @@ def model_loader(settings: Settings, mesh) -> Callable[[], hub.Pretrained]:
 def read_unrelated(config, settings: Settings) -> list[str]:
     """The unrelated texts of all epochs, or as many as there are; none yet if the model is to draw them itself.
 
-    A sequence has texts for all its injections, of which each draws its own: with the same ones twenty times over, the
-    model would stay what it was on these alone.
+    A sequence has texts for all its injections, of which each draws its own: with the same ones twenty times over,
+    the model would stay what it was on these alone.
     """
     each = settings.targets.unrelated_per_epoch
     if not each or config.unrelated == SELF:

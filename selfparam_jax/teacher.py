@@ -55,7 +55,8 @@ class Reader:
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _read_rows(model, variables, input_ids, positions, segments, past):
+def states_of_rows(model, variables, input_ids, positions, segments, past):
+    """Final hidden states [B, T, D] of packed rows that continue what was read before."""
     return model.apply(variables, input_ids, positions, segments, past)[0]
 
 
@@ -64,7 +65,7 @@ def read_rows(reader: Reader, rows: Rows, past: tuple[KeyValues, ...], into: np.
     for begin in range(0, len(rows.input_ids), reader.rows):
         part = rows.take(slice(begin, begin + reader.rows))
         arrays = put_rows(reader.mesh, (part.input_ids, part.positions, part.segments))
-        states = fetch(_read_rows(reader.model, reader.variables, *arrays, past))
+        states = fetch(states_of_rows(reader.model, reader.variables, *arrays, past))
         used = part.slots != NO_SLOT
         into[part.slots[used]] = states[used]
         progressed()

@@ -16,9 +16,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from configs import base
 from configs.models import llama3_8b, mistral_7b, openllama_3b
-from selfparam_jax import jobs, mesh, plan, trainer, weights
+from selfparam_jax import jobs, mesh, plan, teacher, trainer, weights
 from selfparam_jax.lora import init_lora
 from selfparam_jax.model import Decoder
+from selfparam_jax.prefix import read_prefix
 from selfparam_jax.program_costs import costs, item_bytes
 from selfparam_jax.sharding import parameter_shardings
 
@@ -150,24 +151,60 @@ def test_a_plan_is_what_real_arrays_take(config, random_params, sizes):
     assert found["teacher_store_per_token"] == 4 * config.hidden_size
 
 
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 2, 2)])
+def test_what_the_teacher_needs_is_what_it_reserves(config, random_params, sizes):
+    """While rows are read after a context of 40 tokens, whose cache has 256 places."""
+    names = dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), sizes, strict=True))
+    # The teacher reads whole batches, whatever training does.
+    settings, count = settings_of(**names, **{"train.accumulate": 2}), math.prod(sizes)
+    found = plan.make_plan(settings, config, MACHINE, jax.devices()[:count], context_tokens=40)["teacher"]
+    devices = mesh.make_mesh(jax.devices()[:count], settings.mesh)
+    params = jax.device_put(random_params(config), parameter_shardings(devices, config))
+    model = Decoder(config, layout=mesh.layout_of(devices))
+    prefix = read_prefix(model, {"params": params}, list(range(3, 43))).key_values
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in (prefix.keys, prefix.values))
+    assert found["context"] == held == 2 * 4 * 3 * 4 * 256 * 8 / sizes[2]  # layers, heads, places, width
+    rows = mesh.put_rows(devices, (np.zeros((8, 32), np.int32),) * 3)
+    real = teacher.states_of_rows.lower(model, {"params": params}, *rows, (prefix,)).compile().memory_analysis()
+    assert found["reading"] == real.temp_size_in_bytes + real.output_size_in_bytes
+
+
+def test_a_long_context_may_not_fit_where_a_step_does(config):
+    long = dataclasses.replace(config, max_position_embeddings=8192)
+    needs = [plan.make_plan(settings_of(), long, MACHINE, context_tokens=n)["teacher"] for n in (1024, 8192)]
+    assert needs[1]["context"] == 8 * needs[0]["context"]
+    assert needs[1]["reading"] > 4 * needs[0]["reading"]
+    kernel = plan.make_plan(settings_of(attention="splash"), long, MACHINE, context_tokens=8192)["teacher"]
+    assert kernel["context"] == needs[1]["context"] and kernel["reading"] < 0.1 * needs[1]["reading"]
+    step = plan.make_plan(settings_of(), long, MACHINE)
+    assert step["teacher"] is None and "teacher, on" not in plan.describe(step)
+    between = (step["total"] + step["parameters"] + sum(needs[1].values()) - 8192) / 2 / plan.USABLE
+    small = dataclasses.replace(MACHINE, chip=dataclasses.replace(MACHINE.chip, memory=between))
+    assert plan.make_plan(settings_of(), long, small)["fits"]
+    found = plan.make_plan(settings_of(), long, small, context_tokens=8192)
+    assert not found["fits"] and "teacher, on a context of 8,192 tokens: " in plan.describe(found)
+    with pytest.raises(ValueError, match="--context_tokens=8193 exceeds the model's limit of 8192"):
+        plan.make_plan(settings_of(), long, MACHINE, context_tokens=8193)
+
+
 def test_work_per_device_falls_with_their_number(config):
     """As 1/N along every axis; what is sent is what the axis must send."""
     found = {}
     for sizes in ((1, 1, 1), (2, 1, 1), (4, 1, 1), (8, 1, 1), (1, 4, 1), (1, 1, 4), (2, 2, 2)):
         names = dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), sizes, strict=True))
         devices = jax.devices()[: math.prod(sizes)]
-        found[sizes] = plan.make_plan(settings_of(**names), config, MACHINE, devices)
+        # Adapters are whole on every device of a tensor axis: as narrow as can be, they hardly count.
+        found[sizes] = plan.make_plan(settings_of(**names, **{"lora.rank": 1}), config, MACHINE, devices)
     one = found[1, 1, 1]
     assert one["sent"] == {}
     for sizes, each in found.items():
         count = math.prod(sizes)
-        # Adapters are small but whole on every device of a tensor axis.
-        assert each["flops"] / one["flops"] == pytest.approx(1 / count, rel=0.02 if sizes[2] == 1 else 0.35), sizes
+        assert each["flops"] / one["flops"] == pytest.approx(1 / count, rel=0.03), sizes
     adapter = one["adapter"]
-    for count in (2, 4, 8):  # a ring sends the adapter's gradient twice, less its own part
+    for count in (2, 4, 8):  # a ring sends the adapter's gradient twice, less its own part; and a few sums
         sent = found[count, 1, 1]["sent"]
         assert set(sent) == {"all-reduce"}
-        assert sent["all-reduce"] == pytest.approx(2 * adapter * (count - 1) / count, rel=0.01)
+        assert sent["all-reduce"] == pytest.approx(2 * adapter * (count - 1) / count, abs=100)
     # FSDP: every layer's weights once in the forward and once in the backward pass, and the head once.
     table = 4 * config.vocab_size * config.hidden_size
     layers = one["parameters"] - 2 * table

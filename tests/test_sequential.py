@@ -108,6 +108,8 @@ def test_a_whole_run(config, tmp_path):
     assert (np.diff(likelihood, axis=0) != 0).all(), "every injection changes every answer's likelihood"
     kinds = [line["kind"] for line in files.read_lines(workdir / "targets.jsonl")]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {"qa": 6, "unrelated": 6}
+    texts = {line["text"] for line in files.read_lines(workdir / "targets.jsonl") if line["kind"] == "unrelated"}
+    assert len(texts) == 4, "every injection draws its own two of all that are there"
     assert found["perplexity_after"][0][0] == pytest.approx(results["drift"]["perplexity_before"])
     assert results["scores"]["injected"]["f1"] == pytest.approx(np.mean(found["f1"]["matrices"][0][-1]))
     text = (workdir / "sequential.md").read_text()

@@ -48,14 +48,17 @@ def free_port():
         return found.getsockname()[1]
 
 
-def start(command, workdir, count, *more, own=None):
+def start(command, workdir, count, *more, own=None, devices=1):
     """The processes of a job; what they print is in WORKDIR.INDEX.log.
 
     Args:
       own: the work directory of each, if they have not the same.
+      devices: how many each has.
     """
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    if devices > 1:
+        environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     together = [f"--coordinator_address=localhost:{free_port()}", f"--process_count={count}", "--heartbeat_s=10"]
     if count == 1:
         together = []
@@ -119,11 +122,12 @@ def test_a_job_compiles_few_programs(alone):
     assert f"{compilations['programs']} programs compiled" in log_of(alone, 0)
 
 
-@pytest.mark.parametrize(("count", "data"), [(2, 1), (4, 2)])
-def test_several_processes_are_as_one(command, alone, tmp_path, count, data):
-    """FSDP over pairs of hosts: weights, rows and the teacher's states are all split between them."""
+@pytest.mark.parametrize(("count", "devices"), [(2, 2), (4, 1)])
+def test_several_processes_are_as_one(command, alone, tmp_path, count, devices):
+    """Four devices as 2 x 2: weights, rows and the teacher's states are all split between the hosts."""
     workdir = tmp_path / "together"
-    finish(start(command, workdir, count, f"--config.mesh.data={data}", "--config.mesh.fsdp=2"), workdir)
+    mesh = "--config.mesh.data=2", "--config.mesh.fsdp=2"
+    finish(start(command, workdir, count, *mesh, devices=devices), workdir)
     assert_same_job(workdir, alone)
     # One process writes and shows progress; each keeps its share of the teacher's states.
     for said in ("report:", "train:"):

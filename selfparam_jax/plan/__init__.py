@@ -16,12 +16,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
-from selfparam_jax import hub, jobs, trainer
+from selfparam_jax import hub, jobs, teacher, trainer
 from selfparam_jax import mesh as meshes
+from selfparam_jax.attention import SPLASH
 from selfparam_jax.lora import init_lora
-from selfparam_jax.model import Decoder, Int8Kernel, ModelConfig, param_shapes
+from selfparam_jax.model import Decoder, Int8Kernel, KeyValues, ModelConfig, param_shapes
 from selfparam_jax.objective import Signal
+from selfparam_jax.prefix import cache_size
 from selfparam_jax.program_costs import Costs, costs
 from selfparam_jax.sharding import parameter_shardings
 
@@ -140,6 +143,40 @@ def compile_for(settings, config: ModelConfig, mesh, params: dict, lora: dict) -
     return step.lower(state, params, pretended_batch(settings, config, mesh), jax.random.key(0)).compile()
 
 
+def teacher_needs(settings, config: ModelConfig, mesh, params: dict, context_tokens: int) -> dict:
+    """What a device holds beside the weights while rows are read after a context of so many tokens.
+
+    Returns:
+      bytes: "context", its keys and values; "reading", what the program reserves, as if all of it were float32 (the
+      scores are, whatever the job's dtype).
+
+    Raises:
+      ValueError: the context is longer than the model allows.
+    """
+    limit = config.max_position_embeddings
+    if context_tokens > limit:
+        raise ValueError(
+            f"--context_tokens={context_tokens} exceeds the model's limit of {limit} (max_position_embeddings); "
+            "give a shorter context"
+        )
+    size, layout = cache_size(context_tokens), meshes.layout_of(mesh)
+    same, bytes_each = meshes.replicated(mesh), np.dtype(jobs.DTYPES[settings.dtype]).itemsize
+    shape = (config.num_hidden_layers, 1, config.num_key_value_heads, size, config.head_dim)
+    heads = NamedSharding(mesh, meshes.spec(None, None, "heads", None, None))
+    keys = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=heads)
+    places = jax.ShapeDtypeStruct((1, size), jnp.int32, sharding=same)
+    past = KeyValues(keys, keys, places, places)
+    rows = settings.train.batch_rows, settings.train.row_length  # all of a batch, whatever its parts in training
+    ids = jax.ShapeDtypeStruct(rows, jnp.int32, sharding=meshes.split_rows(mesh))
+    # The kernel for TPUs holds no scores: it is as if there were no context to look at.
+    seen = () if settings.attention == SPLASH else (past,)
+    model = Decoder(config, jnp.float32, layout=layout)
+    compiled = teacher.states_of_rows.lower(model, {"params": params}, ids, ids, ids, seen).compile()
+    memory = compiled.memory_analysis()
+    reading = memory.temp_size_in_bytes + memory.output_size_in_bytes
+    return {"context": 2 * _held(keys, bytes_each), "reading": float(reading)}
+
+
 def _held(tree, float_bytes: int) -> float:
     """Bytes of a tree of shapes on one device; what is float32 in it has so many per element, but scales have 4."""
 
@@ -154,11 +191,15 @@ def _held(tree, float_bytes: int) -> float:
     return float(sum(map(held, jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Int8Kernel)))))
 
 
-def make_plan(settings, config: ModelConfig, machine: Machine, devices=None) -> dict:
+def make_plan(settings, config: ModelConfig, machine: Machine, devices=None, context_tokens: int = 0) -> dict:
     """What a step of a job needs on each device of a machine.
+
+    Args:
+      context_tokens: tokens of the longest context (prompt format included); 0 leaves out what reading it takes.
 
     Returns:
       sizes in bytes ("parameters", "adapter", "optimizer", "batch", "activations", "total", "memory"), "fits";
+      "teacher": what `teacher_needs` gives, or None;
       "teacher_store_per_token"; "flops" and "sent" (by kind of collective) per step; "compute_s", "read_s", "send_s":
       the least time of each by the published peaks; "step_s": the largest; "sentence_tokens_per_s" at full rows.
 
@@ -192,6 +233,8 @@ def make_plan(settings, config: ModelConfig, machine: Machine, devices=None) -> 
         "activations": activations,
     }
     total, chip = sum(sizes.values()), machine.chip
+    reading = teacher_needs(settings, config, mesh, params, context_tokens) if context_tokens else {}
+    most = max(total, weights + sum(reading.values()))
     passes = 3 if settings.remat == "layers" else 2
     # Of the weights, what a device reads in one pass: its own and those gathered from others.
     read = passes * weights * mesh.shape["fsdp"] + 2 * activations
@@ -205,7 +248,8 @@ def make_plan(settings, config: ModelConfig, machine: Machine, devices=None) -> 
         **sizes,
         "total": total,
         "memory": chip.memory,
-        "fits": bool(total <= USABLE * chip.memory),
+        "fits": bool(most <= USABLE * chip.memory),
+        "teacher": {"context_tokens": context_tokens, **reading} if reading else None,
         "teacher_store_per_token": config.hidden_size * bytes_each,
         **times(work, chip, bytes_each, read, tokens),
     }
@@ -243,11 +287,11 @@ def alternatives(settings, machine: Machine) -> list[tuple[str, Any]]:
     return found
 
 
-def suggestion(settings, config: ModelConfig, machine: Machine, devices=None) -> str:
+def suggestion(settings, config: ModelConfig, machine: Machine, devices=None, context_tokens: int = 0) -> str:
     """Flags with which a job that does not fit would, or what else to do."""
     for flags_of_it, changed in alternatives(settings, machine):
         try:
-            if make_plan(changed, config, machine, devices)["fits"]:
+            if make_plan(changed, config, machine, devices, context_tokens)["fits"]:
                 return f"it would fit with {flags_of_it}"
         except ValueError:  # rows or sizes that this mesh cannot split
             continue
@@ -264,6 +308,12 @@ def describe(plan: dict) -> str:
         lines.append(f"  {name:<12} {plan[name] / gib:8.2f}")
     state = "fits" if plan["fits"] else "DOES NOT FIT"
     lines.append(f"  of           {plan['memory'] / gib:8.2f}   {state} ({USABLE:.0%} usable)")
+    if reading := plan["teacher"]:
+        need = plan["parameters"] + reading["context"] + reading["reading"]
+        lines.append(
+            f"teacher, on a context of {reading['context_tokens']:,} tokens: {need / gib:.2f} (its keys and values "
+            f"{reading['context'] / gib:.2f}, reading rows after it up to {reading['reading'] / gib:.2f})"
+        )
     lines += [f"teacher store: {plan['teacher_store_per_token']:,} bytes per sentence token, on disk", ""]
     sent = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in plan["sent"].items()) or "nothing"
     lines += [

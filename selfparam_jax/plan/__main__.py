@@ -10,6 +10,9 @@ from selfparam_jax.plan import describe, make_plan, read_architecture, read_mach
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration, FILE or FILE:argument.", lock_config=True)
 DEVICES = flags.DEFINE_list("devices", None, "KIND-COUNT, as v5e-16, v4-8, h100-8 or h200-1; several give a table.")
 ARCHITECTURE = flags.DEFINE_string("architecture", "", "A config.json in Hugging Face's layout.")
+CONTEXT_TOKENS = flags.DEFINE_integer(
+    "context_tokens", 0, "Tokens of the longest context: plans what the teacher needs to read it, too.", lower_bound=0
+)
 OUT = flags.DEFINE_string("out", "", "Write the numbers to this JSON file, too (a list of plans).")
 flags.mark_flags_as_required(["config", "devices"])
 
@@ -26,9 +29,10 @@ def plan_job() -> str:
     plans, remarks = [], []
     for machine in machines:
         devices = jax.devices()[: machine.count]
-        plans.append(make_plan(settings, architecture, machine, devices))
+        given = settings, architecture, machine, devices, CONTEXT_TOKENS.value
+        plans.append(make_plan(*given))
         fits = plans[-1]["fits"]
-        remarks.append("fits" if fits else suggestion(settings, architecture, machine, devices))
+        remarks.append("fits" if fits else suggestion(*given))
     if OUT.value:
         files.write_json(OUT.value, plans)
     if len(plans) > 1:
