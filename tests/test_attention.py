@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -282,3 +283,40 @@ def test_a_way_that_is_not_possible_here_is_refused():
     for name, backend, needs in (("cudnn", "tpu", "GPU"), ("splash", "gpu", "TPU"), ("splash", "cpu", "TPU")):
         with pytest.raises(ValueError, match=f"'{name}' needs a {needs}, but JAX runs on '{backend}'; set --config"):
             check_backend(name, backend)
+
+
+LLAMA3, MISTRAL, OPENLLAMA, SMOLLM = (32, 8, 128, None), (32, 8, 128, 4096), (32, 32, 100, None), (9, 3, 64, None)
+
+
+@pytest.mark.parametrize(
+    "shape", [LLAMA3, MISTRAL, OPENLLAMA, SMOLLM], ids=["llama3", "mistral", "openllama", "smollm"]
+)
+def test_splash_is_lowered_for_a_tpu(shape, monkeypatch):
+    """In the real models' shapes: the kernel itself, not interpreted. A TPU's own compiler is not asked."""
+    heads, kv_heads, width, window = shape
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+
+    def array(*sizes, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    def read(queries, own, before, segments, segments_before):
+        seen = [(segments, segments_before), (segments, segments)]
+        return attended("splash", queries, [before, own], seen, None, None)
+
+    def slope(queries, own, segments):
+        def total(queries, own):
+            out = attended("splash", queries, [own], [(segments, segments)], window, None)
+            return jnp.sum(out.astype(jnp.float32))
+
+        return jax.grad(total, argnums=(0, 1))(queries, own)
+
+    queries, own = array(2, 288, heads, width), (array(2, kv_heads, 288, width),) * 2
+    before, segments = (array(1, kv_heads, 768, width),) * 2, array(2, 288, dtype=jnp.int32)
+    calls = [
+        jax.export.export(jax.jit(function), platforms=["tpu"])(*given).mlir_module().count("tpu_custom_call")
+        for function, given in (
+            (read, (queries, own, before, segments, array(1, 768, dtype=jnp.int32))),
+            (slope, (queries, own, segments)),
+        )
+    ]
+    assert calls == [2, 3]  # own and earlier block; forward, and the gradients of queries and of keys and values
