@@ -1,5 +1,6 @@
 """Whole jobs on a tiny random model: what they write, that they resume, and what they refuse."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -346,6 +347,14 @@ def test_a_run_is_asked_on_other_devices_than_it_was_made_on(config, tmp_path):
     files.write_json(tmp_path / "run" / "config.json", kept)
     reopened = jobs.reopen(tmp_path / "run")
     assert reopened.mesh.size == 1 and reopened.teacher.attention == "blocks"
+
+
+def test_who_attends_how(config, tmp_path):
+    """The kernel for long contexts reads them, too; the other ways are for training."""
+    run = jobs.prepare(config, str(tmp_path / "run"))
+    for asked, teacher in (("blocks", "blocks"), ("xla", "blocks"), ("cudnn", "blocks"), ("splash", "splash")):
+        one = dataclasses.replace(run, settings=dataclasses.replace(run.settings, attention=asked))
+        assert (one.teacher.attention, one.injected.attention, one.student.attention) == (teacher, teacher, asked)
 
 
 def test_long_pairs_are_left_out_if_that_is_wanted(config, tmp_path):
