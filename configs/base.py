@@ -155,6 +155,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sequential.imagined_per_epoch = 0
     # Keep each adapter orthogonal to what the earlier ones read.
     config.sequential.orthogonal = False
+    # Whether every injection draws unrelated texts of its own, as far as there are enough; else all have the same.
+    config.sequential.fresh_texts = False
 
     config.lora = ConfigDict()
     config.lora.rank = 8

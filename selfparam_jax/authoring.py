@@ -13,7 +13,7 @@ from tqdm import tqdm
 from selfparam_jax.contexts import Context, QAPair
 from selfparam_jax.endpoint import EndpointWriter, check_key
 from selfparam_jax.generator import LocalWriter, Score, Writer, chosen_kinds, write_pairs
-from selfparam_jax.injection import Run, fitting_pairs, teacher_reader
+from selfparam_jax.injection import Run, fitting_pairs, teacher_reader, texts_wanted
 from selfparam_jax.likelihood import answer_likelihoods
 from selfparam_jax.processes import is_first, several
 from selfparam_jax.selfsample import sample_texts, self_sampled
@@ -84,7 +84,7 @@ def contexts_with_pairs(run: Run, path: pathlib.Path) -> list[Context]:
 def with_own_unrelated(run: Run, path: pathlib.Path) -> Run:
     """The run with unrelated texts that the untouched base draws, kept in the file `path`."""
     config, settings = run.settings.targets, run.settings
-    count = config.unrelated_per_epoch * settings.train.epochs
+    count = texts_wanted(settings)
 
     def draw() -> list[str]:
         logging.info("drawing %d unrelated texts from the model itself", count)

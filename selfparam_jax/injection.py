@@ -49,6 +49,7 @@ class SequentialConfig:
     rehearsal_weight: float = 1.0
     imagined_per_epoch: int = 0
     orthogonal: bool = False
+    fresh_texts: bool = False
 
     def __post_init__(self):
         for name in ("length", "sequences"):
@@ -109,6 +110,13 @@ class Settings:
     def int8(self) -> bool:
         """Whether the base's kernels are rounded to 8 bits."""
         return self.base_weights == "int8"
+
+
+def texts_wanted(settings: Settings) -> int:
+    """How many unrelated texts a run has use for."""
+    fresh = settings.job == "sequential" and settings.sequential.fresh_texts
+    injections = settings.sequential.length if fresh else 1
+    return settings.targets.unrelated_per_epoch * settings.train.epochs * injections
 
 
 @dataclasses.dataclass(frozen=True)

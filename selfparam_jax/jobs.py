@@ -48,6 +48,7 @@ from selfparam_jax.injection import (
     fresh_adapter,
     inject,
     make_targets,
+    texts_wanted,
 )
 from selfparam_jax.inspection import inspect_pairs
 from selfparam_jax.ledger import Ledger
@@ -188,17 +189,11 @@ def model_loader(settings: Settings, mesh) -> Callable[[], hub.Pretrained]:
 
 
 def read_unrelated(config, settings: Settings) -> list[str]:
-    """The unrelated texts of all epochs, or as many as there are; none yet if the model is to draw them itself.
-
-    A sequence has texts for all its injections, of which each draws its own: with the same ones twenty times over,
-    the model would stay what it was on these alone.
-    """
+    """The unrelated texts of all epochs, or as many as there are; none yet if the model is to draw them itself."""
     each = settings.targets.unrelated_per_epoch
     if not each or config.unrelated == SELF:
         return []
-    injections = settings.sequential.length if settings.job == "sequential" else 1
-    wanted = each * settings.train.epochs * injections
-    return corpora.read_texts(config.unrelated, wanted, settings.seed, fewest=each)
+    return corpora.read_texts(config.unrelated, texts_wanted(settings), settings.seed, fewest=each)
 
 
 def check_targets(run: Run) -> None:

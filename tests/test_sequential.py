@@ -91,6 +91,7 @@ def test_every_finished_sequence_is_reported_at_once(config, tmp_path, monkeypat
 
 def test_a_whole_run(config, tmp_path):
     workdir = tmp_path / "run"
+    config.sequential.fresh_texts = True
     results = jobs.run_job(config, str(workdir))
     found = results["sequential"]
     assert np.shape(found["f1"]["matrices"]) == np.shape(found["log_likelihood"]["matrices"]) == (1, 4, 3)
@@ -109,7 +110,9 @@ def test_a_whole_run(config, tmp_path):
     kinds = [line["kind"] for line in files.read_lines(workdir / "targets.jsonl")]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {"qa": 6, "unrelated": 6}
     texts = {line["text"] for line in files.read_lines(workdir / "targets.jsonl") if line["kind"] == "unrelated"}
-    assert len(texts) == 4, "every injection draws its own two of all that are there"
+    assert len(texts) > 2, "every injection draws two of all that are there"
+    config.sequential.fresh_texts = False
+    assert len(jobs.read_unrelated(config, jobs.read_settings(config))) == 2, "else all have the same two"
     assert found["perplexity_after"][0][0] == pytest.approx(results["drift"]["perplexity_before"])
     assert results["scores"]["injected"]["f1"] == pytest.approx(np.mean(found["f1"]["matrices"][0][-1]))
     text = (workdir / "sequential.md").read_text()
