@@ -223,15 +223,9 @@ def make_plan(settings, config: ModelConfig, machine: Machine, devices=None, con
     activations = max(temporary - logits, 0) * bytes_each / 4 + logits
     tokens = train.batch_rows * train.row_length
     batch = tokens / row_shards * (4 * 5 + bytes_each * config.hidden_size)
-    chunks = math.ceil(positions / chunk)
-    work = costs(compiled.as_text(), chunks, bytes_each)
-    sizes = {
-        "parameters": weights,
-        "adapter": adapter,
-        "optimizer": 2 * adapter,
-        "batch": batch,
-        "activations": activations,
-    }
+    work = costs(compiled.as_text(), math.ceil(positions / chunk), bytes_each)
+    sizes = {"parameters": weights, "adapter": adapter, "optimizer": 2 * adapter, "batch": batch}
+    sizes["activations"] = activations
     total, chip = sum(sizes.values()), machine.chip
     reading = teacher_needs(settings, config, mesh, params, context_tokens) if context_tokens else {}
     most = max(total, weights + sum(reading.values()))
