@@ -108,7 +108,7 @@ def runs_on(name: str, backend: str) -> bool:
 
 
 def check_backend(name: str, backend: str) -> None:
-    """Raises ValueError if it does not."""
+    """Raises ValueError if a way of computing attention does not run on a backend of JAX."""
     if not runs_on(name, backend):
         raise ValueError(
             f"attention = {name!r} needs a {BACKENDS[name].upper()}, but JAX runs on {backend!r}; "

@@ -91,10 +91,8 @@ class Layout:
 
     def __call__(self, x: jax.Array, *names: str | None) -> jax.Array:
         """`x` laid out by the names of its axes. Rows that cannot be split evenly are on every device."""
-        batch = ("rows", "groups")
-        if any(size % self.row_shards for name, size in zip(names, x.shape, strict=True) if name in batch):
-            names = tuple(None if name in batch else name for name in names)
-        return lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec(*names)))
+        (split,) = self._specs([x], [names])
+        return lax.with_sharding_constraint(x, NamedSharding(self.mesh, split))
 
     def each_alone(
         self, function: Callable, given: Sequence[jax.Array], names: Sequence[tuple], result: tuple
@@ -103,24 +101,20 @@ class Layout:
 
         Args:
           names: per array those of its axes, as `__call__` takes them.
-          result: those of what the function gives.
+          result: those of what the function gives, which is of the first array's shape.
         """
-        sizes = [
-            size
-            for x, axes in zip(given, names, strict=True)
-            for size, axis in zip(x.shape, axes, strict=True)
-            if axis == "rows"
-        ]
-        even = not any(size % self.row_shards for size in sizes)
-
-        def split(axes):
-            return spec(*(None if axis == "rows" and not even else axis for axis in axes))
-
+        *into, out = self._specs([*given, given[0]], [*names, result])
         # Unchecked: a kernel does not say over which axes of the mesh its result varies.
-        into = tuple(map(split, names))
-        return jax.shard_map(function, mesh=self.mesh, in_specs=into, out_specs=split(result), check_vma=False)(
-            *given
-        )
+        alone = jax.shard_map(function, mesh=self.mesh, in_specs=tuple(into), out_specs=out, check_vma=False)
+        return alone(*given)
+
+    def _specs(self, arrays: Sequence[jax.Array], names: Sequence[tuple]) -> list[PartitionSpec]:
+        """What arrays with these axes are split over; all rows or none."""
+        batch = ("rows", "groups")
+        axes = [pair for x, own in zip(arrays, names, strict=True) for pair in zip(own, x.shape, strict=True)]
+        if any(size % self.row_shards for name, size in axes if name in batch):
+            names = [[None if name in batch else name for name in own] for own in names]
+        return [spec(*own) for own in names]
 
     @property
     def row_shards(self) -> int:

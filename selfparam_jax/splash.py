@@ -23,36 +23,31 @@ def splash(queries: jax.Array, blocks: list, segments: list, window: int | None)
     Returns:
       [B, T, N, H]. Only a call without earlier blocks can be differentiated.
     """
-    length = queries.shape[1]
+    scaled = queries * jnp.asarray(queries.shape[-1] ** -0.5, queries.dtype)
     *past, (keys, values) = blocks
     *past_segments, (own, _) = segments
-    scaled = jnp.swapaxes(queries * jnp.asarray(queries.shape[-1] ** -0.5, queries.dtype), 1, 2)  # [B, N, T, H]
     if not past:
-        return jnp.swapaxes(_splash_rows(scaled, keys, values, own, own, window, True, False), 1, 2)
+        return _splash_rows(scaled, keys, values, own, own, window, True, False)
     parts = [_splash_rows(scaled, keys, values, own, own, window, True, True)]
-    for (earlier_keys, earlier_values), (_, there) in zip(past, past_segments, strict=True):
-        together = there.shape[0]  # 1: the rows are one long row to it
-        heads, width = scaled.shape[1], scaled.shape[3]
-        folded = jnp.swapaxes(scaled.reshape(together, -1, heads, length, width), 1, 2)
-        folded = folded.reshape(together, heads, -1, width)
-        asking = jnp.full((together, folded.shape[2]), SHARED, jnp.int32)
-        out, log_total = _splash_rows(folded, earlier_keys, earlier_values, asking, there, None, False, True)
-        out = jnp.swapaxes(out.reshape(together, heads, -1, length, width), 1, 2).reshape(scaled.shape)
-        log_total = jnp.swapaxes(log_total.reshape(together, heads, -1, length), 1, 2).reshape(scaled.shape[:3])
-        parts.append((out, log_total))
+    for (keys, values), (_, there) in zip(past, past_segments, strict=True):
+        # Rows that share a block are one long row to it.
+        folded = scaled.reshape(there.shape[0], -1, *scaled.shape[2:])
+        asking = jnp.full(folded.shape[:2], SHARED, jnp.int32)
+        out, log_total = _splash_rows(folded, keys, values, asking, there, None, False, True)
+        parts.append((out.reshape(scaled.shape), log_total.reshape(scaled.shape[:3])))
     highest = functools.reduce(jnp.maximum, [log_total for _, log_total in parts])
     shares = [jnp.exp(log_total - highest)[..., None] for _, log_total in parts]
     mixed = sum(out.astype(jnp.float32) * share for (out, _), share in zip(parts, shares, strict=True))
-    return jnp.swapaxes((mixed / sum(shares)).astype(queries.dtype), 1, 2)
+    return (mixed / sum(shares)).astype(queries.dtype)
 
 
 def _splash_rows(queries, keys, values, query_segments, key_segments, window, causal, with_totals):
-    """The kernel on every row: [B, N, T, H], and the log of each softmax's denominator [B, N, T] if asked for."""
+    """The kernel on every row: [B, T, N, H], and the log of each softmax's denominator [B, T, N] if asked for."""
     # Only where it is used: it is an experimental part of JAX, which no other way should depend on.
     from jax.experimental.pallas.ops.tpu import splash_attention
 
-    length = queries.shape[2]
-    queries, query_segments = _to_unit(queries, 2, 0), _to_unit(query_segments, 1, PADDING)
+    length = queries.shape[1]
+    queries, query_segments = _to_unit(jnp.swapaxes(queries, 1, 2), 2, 0), _to_unit(query_segments, 1, PADDING)
     keys, values = _to_unit(keys, 2, 0), _to_unit(values, 2, 0)
     key_segments = _to_unit(key_segments, 1, PADDING if causal else EMPTY)
     shape = queries.shape[2], keys.shape[2]
@@ -73,10 +68,8 @@ def _splash_rows(queries, keys, values, query_segments, key_segments, window, ca
         )  # fmt: skip
     segments = splash_attention.SegmentIds(query_segments, key_segments)
     found = jax.vmap(kernel)(queries, keys, values, segments)
-    if not with_totals:
-        return found[:, :, :length]
-    out, (log_total,) = found
-    return out[:, :, :length], log_total[:, :, :length]
+    found = (found[0], found[1][0]) if with_totals else found
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 1, 2)[:, :length], found)
 
 
 def _to_unit(x, axis, value):

@@ -79,9 +79,13 @@ def _with_questions(path: str) -> list[Context]:
     return contexts
 
 
+def _reader(lineup: Lineup) -> tuple[Decoder, Prompt]:
+    return Decoder(lineup.base.config, lineup.dtype), Prompt(lineup.prompt, lineup.base.tokenizer)
+
+
 def _asked_anew(lineup: Lineup, contexts: Sequence[Context]) -> Lineup:
     """With every model's answers to the questions of some contexts in place of those that were kept."""
-    model, prompt = Decoder(lineup.base.config, lineup.dtype), Prompt(lineup.prompt, lineup.base.tokenizer)
+    model, prompt = _reader(lineup)
     contenders = []
     for contender in tqdm(lineup.contenders, desc="questions", unit="model", leave=False):
         answers = evaluate.answer_questions(model, contender.variables, prompt, contexts, False, lineup.batch)
@@ -94,7 +98,7 @@ def _outputs(lineup: Lineup, labels: str, probe: str | None, texts: list[str]) -
     """The parts `probe` and `kl` of the record."""
     if not texts:
         return {"probe": None, "kl": None}
-    model, prompt = Decoder(lineup.base.config, lineup.dtype), Prompt(lineup.prompt, lineup.base.tokenizer)
+    model, prompt = _reader(lineup)
     variables = [{"params": lineup.base.params}, *(contender.variables for contender in lineup.contenders)]
     kl, tokens = compare.divergences(model, variables, prompt, texts)
     order = ["base", *labels[: len(lineup.contenders)]]
