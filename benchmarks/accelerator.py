@@ -42,12 +42,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from selfparam_jax import files, hub, mesh, targets, teacher, trainer
-from selfparam_jax.attention import ATTENTION, BLOCKS
-from selfparam_jax.lora import LoraConfig, init_lora
-from selfparam_jax.model import REMAT, Decoder, ModelConfig, param_shapes
-from selfparam_jax.packing import fill_rate
-from selfparam_jax.plan import CHIPS
+from selfparam_jax.checkpoints.load import read_architecture
+from selfparam_jax.data.packing import fill_rate
+from selfparam_jax.distributed import files, mesh
+from selfparam_jax.models.attention import ATTENTION, BLOCKS
+from selfparam_jax.models.decoder import REMAT, Decoder, ModelConfig, param_shapes
+from selfparam_jax.models.lora import LoraConfig, init_lora
+from selfparam_jax.plan.machines import CHIPS
+from selfparam_jax.targets.sentences import Sentence, first_slots
+from selfparam_jax.training import losses, teacher, teacher_states, train_step
+from selfparam_jax.training.batches import Plan, make_batch, student_rows
+from selfparam_jax.training.optimizer import TrainConfig, make_optimizer
 
 PEERS = {"torch": "obvious", "torch_cached": "cached"}  # and their modes in `benchmarks.peer_torch`
 SYSTEMS = ("ours", *PEERS)
@@ -65,8 +70,8 @@ TINY = ModelConfig(
     num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-5, rope_theta=10000.0, max_position_embeddings=1024,
 )  # fmt: skip
 
-# What JAX and torch call the devices of `plan.CHIPS`. Cards of these names for other sockets (PCIe, NVL) and parts of
-# a card (MIG) are slower and must not match.
+# What JAX and torch call the devices of `plan.machines.CHIPS`. Cards of these names for other sockets (PCIe, NVL) and
+# parts of a card (MIG) are slower and must not match.
 DEVICE_KINDS = (
     (r"NVIDIA H100\b(?!.*(PCIe|NVL|MIG)).*", "h100"),
     (r"NVIDIA H200\b(?!.*(PCIe|NVL|MIG)).*", "h200"),
@@ -89,8 +94,8 @@ class Settings:
 
     shape: str
     steps: int
-    batch_rows: int
-    row_length: int
+    batch_size: int
+    seq_len: int
     context_tokens: int
     dtype: str
     loss_chunk: int
@@ -99,15 +104,15 @@ class Settings:
     peak_flops: float | None
 
     def __post_init__(self):
-        for name in ("steps", "batch_rows", "row_length", "context_tokens", "loss_chunk"):
+        for name in ("steps", "batch_size", "seq_len", "context_tokens", "loss_chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name}={getattr(self, name)}, expected at least 1")
-        if self.row_length <= SHORTEST:
-            raise ValueError(f"--row_length={self.row_length}, expected more than {SHORTEST} to hold a sentence")
-        limit, longest = self.config.max_position_embeddings, self.context_tokens + self.row_length
+        if self.seq_len <= SHORTEST:
+            raise ValueError(f"--seq_len={self.seq_len}, expected more than {SHORTEST} to hold a sentence")
+        limit, longest = self.config.max_position_embeddings, self.context_tokens + self.seq_len
         if longest > limit:
             raise ValueError(
-                f"--context_tokens={self.context_tokens} and --row_length={self.row_length} make up to {longest} "
+                f"--context_tokens={self.context_tokens} and --seq_len={self.seq_len} make up to {longest} "
                 f"tokens, {self.shape} takes {limit}; lower one of them"
             )
 
@@ -116,7 +121,7 @@ class Settings:
         """The architecture."""
         if self.shape == "tiny":
             return TINY
-        return hub.read_architecture(MODELS / f"{self.shape.replace('-', '_')}.json")
+        return read_architecture(MODELS / f"{self.shape.replace('-', '_')}.json")
 
     @property
     def weights_bytes(self) -> int:
@@ -132,7 +137,7 @@ class Workload:
     """What both systems train on; `rows` are the sentences of every row of every step, the first one included."""
 
     context: tuple[int, ...]
-    sentences: tuple[targets.Sentence, ...]
+    sentences: tuple[Sentence, ...]
     rows: tuple[tuple[tuple[int, ...], ...], ...]
 
     def lengths(self, step: int) -> list[int]:
@@ -143,21 +148,21 @@ class Workload:
 def make_workload(settings: Settings) -> Workload:
     """Random context and sentences in packed rows: a function of the settings alone. Touches no device."""
     rng, vocabulary = np.random.default_rng(0), settings.config.vocab_size
-    longest = settings.row_length - len(HEAD)
+    longest = settings.seq_len - len(HEAD)
 
     def draw(count: int) -> tuple[int, ...]:
         return (*HEAD, *rng.integers(HEAD[0] + 1, vocabulary, count - 1).tolist())
 
     context = draw(settings.context_tokens)
-    median = min(MEDIAN_LENGTH, settings.row_length / 4)
-    sentences, room = [], (settings.steps + 1) * settings.batch_rows * settings.row_length
+    median = min(MEDIAN_LENGTH, settings.seq_len / 4)
+    sentences, room = [], (settings.steps + 1) * settings.batch_size * settings.seq_len
     while room > 0:  # rows cannot be fuller than full: so many tokens need at least the rows of all steps
         drawn = round(rng.lognormal(math.log(median), LENGTH_SPREAD))
         ids = draw(min(max(drawn, SHORTEST), longest) + 1)[1:]
-        sentences.append(targets.Sentence("qa", 0, ids, (1.0,) * len(ids), None, {}))
+        sentences.append(Sentence("qa", 0, ids, (1.0,) * len(ids), None, {}))
         room -= len(HEAD) + len(ids)
-    config = trainer.TrainConfig(batch_rows=settings.batch_rows, row_length=settings.row_length)
-    plan = trainer.Plan(sentences, targets.first_slots(sentences), HEAD, config, 0)
+    config = TrainConfig(batch_size=settings.batch_size, seq_len=settings.seq_len)
+    plan = Plan(sentences, first_slots(sentences), HEAD, config, 0)
     steps = [plan.assignment(step) for step in range(settings.steps + 1)]
     return Workload(context, tuple(sentences), tuple(tuple(map(tuple, rows)) for rows in steps))
 
@@ -185,7 +190,7 @@ def model_flops(
       layers, gradient: the same again, of the activations; the kernels are frozen and get none;
       attention: scores and values, 2 x 2 x N x H per visible pair and layer; twice that for its gradient;
       head: 2 x D x V at every loss position for each of the student's logits, the teacher's, and the gradient.
-    Not counted: the adapter's own products (under a hundredth at rank 8), norms, softmax, the optimiser,
+    Not counted: the adapter's own products (under a hundredth at rank 8), norms, softmax, the optimizer,
     activations that are computed twice, masked scores.
 
     Args:
@@ -276,32 +281,37 @@ def random_params(config: ModelConfig, dtype, devices: Mesh, seed: int = 0) -> d
     return jax.jit(draw, out_shardings=mesh.replicated(devices))(jax.random.key(seed))
 
 
-def time_teacher(reader: teacher.Reader, workload: Workload) -> tuple[teacher.Store, float]:
+def time_teacher(reader: teacher.Reader, workload: Workload) -> tuple[teacher_states.Store, float]:
     """The states of all sentences, in memory, and the seconds that it took to make, write and read them."""
     with tempfile.TemporaryDirectory() as scratch:
         began = time.perf_counter()
-        store = teacher.teacher_store(
+        store = teacher_states.teacher_store(
             reader, [workload.context], workload.sentences, pathlib.Path(scratch), memory_limit=sys.maxsize
         )
         return store, time.perf_counter() - began
 
 
-def time_steps(settings: Settings, workload: Workload, devices: Mesh, params: dict, store: teacher.Store) -> dict:
+def time_steps(
+    settings: Settings, workload: Workload, devices: Mesh, params: dict, store: teacher_states.Store
+) -> dict:
     """All steps of our student."""
     model = Decoder(
         settings.config, jnp.dtype(settings.dtype), settings.remat, LORA.scale, attention=settings.attention
     )
-    optimizer = trainer.make_optimizer(trainer.TrainConfig(learning_rate=LEARNING_RATE), settings.steps + 1)
-    step = trainer.compile_step(model, optimizer, devices, trainer.LossConfig(chunk=settings.loss_chunk))
-    state = trainer.init_state(init_lora(jax.random.key(0), params, LORA), optimizer)
+    optimizer = make_optimizer(
+        TrainConfig(learning_rate=LEARNING_RATE, schedule="constant", warmup=0.0, clip_norm=0.0, beta2=0.999),
+        settings.steps + 1,
+    )
+    step = train_step.compile_step(model, optimizer, devices, train_step.LossConfig(chunk=settings.loss_chunk))
+    state = train_step.init_state(init_lora(jax.random.key(0), params, LORA), optimizer)
     state = mesh.put_same(devices, state)
-    first, key = targets.first_slots(workload.sentences), jax.random.key(0)
+    first, key = first_slots(workload.sentences), jax.random.key(0)
     measured: dict = {"step_s": [], "flops": [], "losses": []}
     batch_s = []
     for number, rows in enumerate(workload.rows):
         began = time.perf_counter()
-        packed = trainer.student_rows(workload.sentences, first, HEAD, rows, settings.row_length)
-        batch = jax.block_until_ready(trainer.make_batch(packed, store, devices, supervised=False))
+        packed = student_rows(workload.sentences, first, HEAD, rows, settings.seq_len)
+        batch = jax.block_until_ready(make_batch(packed, store, devices, supervised=False))
         batch_s.append(time.perf_counter() - began)
         began = time.perf_counter()
         state, metrics = jax.block_until_ready(step(state, params, batch, key))
@@ -323,12 +333,12 @@ def run_ours(settings: Settings) -> dict:
     dtype = jnp.dtype(settings.dtype)
     params = jax.block_until_ready(random_params(config, dtype, devices))
     reader = teacher.Reader(
-        Decoder(config, dtype), {"params": params}, "random", HEAD, devices, settings.batch_rows, settings.row_length
+        Decoder(config, dtype), {"params": params}, "random", HEAD, devices, settings.batch_size, settings.seq_len
     )
     _, teacher_first_s = time_teacher(reader, workload)
     store, teacher_s = time_teacher(reader, workload)
     measured = time_steps(settings, workload, devices, params, store)
-    positions = settings.steps * settings.batch_rows * settings.row_length
+    positions = settings.steps * settings.batch_size * settings.seq_len
     lengths = [len(HEAD) + length for step in range(1, settings.steps + 1) for length in workload.lengths(step)]
     measured |= {
         "teacher_s": teacher_s,
@@ -372,7 +382,7 @@ def random_student(settings: Settings, device):
             hf_config(settings.config), dtype=getattr(torch, settings.dtype), attn_implementation="sdpa"
         )
     config = peft.LoraConfig(
-        r=LORA.rank, lora_alpha=LORA.alpha, lora_dropout=0.0, target_modules=list(LORA.targets), bias="none",
+        r=LORA.rank, lora_alpha=LORA.alpha, lora_dropout=0.0, target_modules=list(LORA.target_modules), bias="none",
         task_type="CAUSAL_LM",
     )  # fmt: skip
 
@@ -391,7 +401,7 @@ def peer_workload(workload: Workload):
     sentences = tuple(peer_torch.Sentence(s.context, s.ids, tuple(s.loss_tokens)) for s in workload.sentences)
     steps = tuple(tuple(i for row in rows for i in row) for rows in workload.rows)
     return peer_torch.Workload(
-        LORA.rank, LORA.alpha, LORA.targets, LEARNING_RATE, HEAD, (workload.context,), sentences, steps
+        LORA.rank, LORA.alpha, LORA.target_modules, LEARNING_RATE, HEAD, (workload.context,), sentences, steps
     )
 
 
@@ -446,8 +456,8 @@ def run_child(system: str, settings: Settings, out: str) -> None:
         if not re.search("RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE):
             raise
         result = {
-            "error": f"out of device memory with --batch_rows={settings.batch_rows} --row_length="
-            f"{settings.row_length} (the weights take {settings.weights_bytes / 2**30:.1f} GiB); lower one of them"
+            "error": f"out of device memory with --batch_size={settings.batch_size} --seq_len="
+            f"{settings.seq_len} (the weights take {settings.weights_bytes / 2**30:.1f} GiB); lower one of them"
             + (", or give --remat=layers" if system == "ours" and settings.remat != "layers" else "")
             + f". {str(error).splitlines()[0]}"
         }
@@ -494,12 +504,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, Settings]:
     parser.add_argument("--shape", required=True, choices=SHAPES, help="The architecture.")
     parser.add_argument("--out", required=True, help="Where the results go (JSON).")
     parser.add_argument("--steps", type=int, default=20, help="Steps to measure, after the first.")
-    parser.add_argument("--batch_rows", type=int, default=4, help="Rows per step.")
-    parser.add_argument("--row_length", type=int, default=512, help="Tokens per row.")
+    parser.add_argument("--batch_size", type=int, default=4, help="Rows per step.")
+    parser.add_argument("--seq_len", type=int, default=512, help="Tokens per row.")
     parser.add_argument("--context_tokens", type=int, default=512, help="Tokens of the context.")
     parser.add_argument("--systems", default=",".join(SYSTEMS), help=f"Which of {', '.join(SYSTEMS)}, in order.")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="Of weights and activations.")
-    parser.add_argument("--loss_chunk", type=int, default=trainer.DEFAULT_CHUNK, help="Ours: train.loss_chunk.")
+    parser.add_argument("--loss_chunk", type=int, default=losses.DEFAULT_CHUNK, help="Ours: train.loss_chunk.")
     parser.add_argument("--remat", choices=REMAT, default="none", help="Ours: config.remat.")
     parser.add_argument("--attention", choices=ATTENTION, default=BLOCKS, help="Ours: config.attention.")
     parser.add_argument("--peak_flops", type=float, help="The device's peak FLOP/s, where the table has none.")

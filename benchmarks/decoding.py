@@ -26,8 +26,10 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.workload import write_model
-from configs.base import EXAMPLES
-from selfparam_jax import files, hub
+from selfparam_jax.checkpoints.default_model import DEFAULT_MODEL
+from selfparam_jax.checkpoints.load import load_model
+from selfparam_jax.data.resources import resource
+from selfparam_jax.distributed import files
 
 BATCHES = flags.DEFINE_list("batches", ["1", "8", "32"], "Rows decoded together.")
 NEW_TOKENS = flags.DEFINE_integer(
@@ -48,7 +50,7 @@ PROMPT_TOKENS = (24, 32)  # shortest and longest, the beginning-of-text token no
 
 def make_prompts(tokenizer, count: int) -> list[list[int]]:
     """Different pieces of the example documents, PROMPT_TOKENS long."""
-    lines = (EXAMPLES / "development.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = resource("examples", "development.jsonl").read_text(encoding="utf-8").splitlines()
     ids = tokenizer.encode(" ".join(json.loads(line)["context"] for line in lines), add_special_tokens=False)
     lengths = np.random.default_rng(0).integers(PROMPT_TOKENS[0], PROMPT_TOKENS[1] + 1, count)
     starts = np.linspace(0, len(ids) - PROMPT_TOKENS[1], count).astype(int)
@@ -57,10 +59,10 @@ def make_prompts(tokenizer, count: int) -> list[list[int]]:
 
 def our_generate(directory: str, batch: int, new_tokens: int) -> Callable[[], list[list[int]]]:
     """One call of this project's `generate`; the shared prefix is the beginning-of-text token alone."""
-    from selfparam_jax.generate import generate
-    from selfparam_jax.model import Decoder
+    from selfparam_jax.inference.decoding import generate
+    from selfparam_jax.models.decoder import Decoder
 
-    base = hub.load_pretrained(directory)
+    base = load_model(directory)
     model, variables = Decoder(base.config), {"params": base.params}
     prompts = make_prompts(base.tokenizer, batch)
     prefix = [base.tokenizer.bos_token_id]
@@ -162,7 +164,7 @@ def main(_) -> None:
     columns = ("ours", "transformers f32", "transformers bf16", "/ f32", "/ best", "compile s", "equal to f32")
     results = {}
     with tempfile.TemporaryDirectory() as temporary:
-        write_model(Path(temporary), hub.load_pretrained(hub.DEFAULT_MODEL))
+        write_model(Path(temporary), load_model(DEFAULT_MODEL))
         print("| batch | " + " | ".join(columns) + " |\n" + "| --- " * (len(columns) + 1) + "|", flush=True)
         for batch in map(int, BATCHES.value):
             results[str(batch)] = found = measure(Path(temporary), batch)

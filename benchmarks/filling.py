@@ -9,8 +9,9 @@ of its own, and their rows are taken to be full batches (in truth the last of ev
 from absl import app
 
 from benchmarks.workload import example_contexts, make_sentences, plan_of, train_config
-from selfparam_jax import hub
-from selfparam_jax.prompts import Prompt
+from selfparam_jax.checkpoints.default_model import DEFAULT_MODEL
+from selfparam_jax.checkpoints.load import load_model
+from selfparam_jax.data.prompts import Prompt
 
 DOCUMENTS, ROWS, LENGTH = 16, 4, 288
 LEAST_BUCKET = 16
@@ -41,10 +42,10 @@ def main(argv: list[str]) -> None:
     """Prints a table."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    prompt = Prompt("plain", hub.load_pretrained(hub.DEFAULT_MODEL).tokenizer)
+    prompt = Prompt("plain", load_model(DEFAULT_MODEL).tokenizer)
     sentences = make_sentences(example_contexts(DOCUMENTS), prompt)
     plan = plan_of(sentences, prompt, train_config(1, ROWS, LENGTH))
-    lengths = [len(prompt.head) + len(sentence.ids) for sentence in sentences]
+    lengths = [len(prompt.start_ids) + len(sentence.ids) for sentence in sentences]
     print(f"{len(lengths)} sentences of {min(lengths)} to {max(lengths)} tokens\n")
     print("| rows | positions per token | programs |")
     print("| --- | --- | --- |")

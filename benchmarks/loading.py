@@ -3,8 +3,8 @@
     python -m benchmarks.loading --directory=/tmp/synthetic-3b --processes=4
 
 Writes a checkpoint of random bfloat16 weights in the shapes of `--architecture` once (7 GB for the default), then
-starts processes of one CPU device each that load it over an fsdp axis. What counts is memory of the process's own
-(anonymous): pages of the files that the system keeps in its cache can be dropped at any time.
+starts processes of one CPU device each that load it over an fsdp axis, fingerprint included. What counts is the
+process's own (anonymous) memory: pages of the files in the system's cache can be dropped at any time.
 """
 
 import json
@@ -23,8 +23,13 @@ from absl import app, flags
 from safetensors.numpy import save_file
 
 from benchmarks.memory import status_bytes
-from selfparam_jax import files, hub, mesh, processes, weights
-from selfparam_jax.sharding import parameter_shardings
+from selfparam_jax.checkpoints.load import read_architecture
+from selfparam_jax.checkpoints.tensors import Index, Source, load_with_fingerprint
+from selfparam_jax.checkpoints.weight_files import SafetensorsSource
+from selfparam_jax.distributed import files, mesh, processes
+from selfparam_jax.models.decoder import ModelConfig
+from selfparam_jax.models.parameters import parameter_table
+from selfparam_jax.models.shardings import parameter_shardings
 
 ARCHITECTURE = flags.DEFINE_string("architecture", "configs/models/openllama_3b.json", "A config.json.")
 DIRECTORY = flags.DEFINE_string("directory", None, "Where the checkpoint is, or is written.", required=True)
@@ -34,11 +39,11 @@ ADDRESS = flags.DEFINE_string("address", "", "Of the first process; set for the 
 INDEX = flags.DEFINE_integer("index", -1, "Which process this is.")
 
 
-def write_checkpoint(config: weights.ModelConfig, directory: pathlib.Path) -> None:
+def write_checkpoint(config: ModelConfig, directory: pathlib.Path) -> None:
     """Random tensors, a file for every layer and one for the rest, with an index written last."""
     directory.mkdir(parents=True, exist_ok=True)
     names: dict[str, dict[str, tuple]] = {}
-    for entry in weights.parameter_table(config):
+    for entry in parameter_table(config):
         for layer, name in enumerate(entry.hf_names()):
             file = f"model-{layer + 1 if entry.stacked else 0:05d}.safetensors"
             names.setdefault(file, {})[name] = entry.hf_shape
@@ -72,8 +77,8 @@ class Peak:
 class Counting:
     """A source that counts the bytes that are asked of it."""
 
-    def __init__(self, source: weights.Source):
-        self._source, self.bytes = source, 0
+    def __init__(self, source: Source):
+        self._source, self.bytes, self._lock = source, 0, threading.Lock()
 
     def names(self) -> list[str]:
         return self._source.names()
@@ -81,19 +86,20 @@ class Counting:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._source.shape(name)
 
-    def read(self, name: str, index: weights.Index) -> np.ndarray:
+    def read(self, name: str, index: Index) -> np.ndarray:
         values = self._source.read(name, index)
-        self.bytes += values.nbytes
+        with self._lock:  # sources are read by several threads
+            self.bytes += values.nbytes
         return values
 
 
 def load() -> dict:
-    """Loads this process's part; what it took."""
-    config, source = hub.read_architecture(ARCHITECTURE.value), Counting(weights.SafetensorsSource(DIRECTORY.value))
+    """Loads this process's part; returns bytes held, read and at the peak, and seconds."""
+    config, source = read_architecture(ARCHITECTURE.value), Counting(SafetensorsSource(DIRECTORY.value))
     devices = mesh.make_mesh(config=mesh.MeshConfig(1, -1, 1))
     with Peak() as peak:
         began = time.perf_counter()
-        params = weights.load_params(source, config, jnp.bfloat16, parameter_shardings(devices, config))
+        params, _ = load_with_fingerprint(source, config, jnp.bfloat16, parameter_shardings(devices, config))
         jax.block_until_ready(params)
         seconds = time.perf_counter() - began
     held = sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards)
@@ -101,7 +107,7 @@ def load() -> dict:
 
 
 def start(count: int) -> list[dict]:
-    """Starts so many processes that load together."""
+    """Starts `count` processes that load together."""
     with socket.socket() as found:
         found.bind(("localhost", 0))
         address = f"localhost:{found.getsockname()[1]}"
@@ -125,7 +131,7 @@ def main(argv: list[str]) -> None:
         return
     directory = pathlib.Path(DIRECTORY.value)
     if not (directory / "model.safetensors.index.json").exists():
-        write_checkpoint(hub.read_architecture(ARCHITECTURE.value), directory)
+        write_checkpoint(read_architecture(ARCHITECTURE.value), directory)
     print("| processes | weights of each, GB | read from files, GB | most own memory, GB | of the weights | s |")
     print("| --- " * 6 + "|")
     for count in ([1] if ALL.value else []) + [PROCESSES.value]:

@@ -1,10 +1,10 @@
 """What the options for precision and memory cost and change: one training step after the other, by turns.
 
-    python -m benchmarks.options --out=options.json [--steps=6] [--rows=4 --row_length=288] [--only=remat,int8]
+    python -m benchmarks.options --out=options.json [--steps=6] [--rows=4 --seq_len=288] [--only=remat,int8]
 
 Every option trains the embedded model on the same packed rows of one example document; the first keeps everything for
 the backward pass, in float32. The table has the bytes of the base, what XLA reserves beside weights, adapter and
-optimiser (exact, from the compiled program), the median time of a step over that of the first, and how far the losses
+optimizer (exact, from the compiled program), the median time of a step over that of the first, and how far the losses
 are from the first's. A base in other numbers (bfloat16, int8) is its own teacher; how far it is from the float32 base
 is the mean KL of its next-token distribution on general text. A CPU computes bfloat16 through float32: what it
 reserves and how long it takes there says nothing about an accelerator.
@@ -23,20 +23,28 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from benchmarks.workload import LORA, example_contexts, make_sentences, plan_of, train_config
-from configs.base import EXAMPLES
-from selfparam_jax import evaluate, files, hub, mesh, targets, teacher, trainer
-from selfparam_jax.attention import runs_on
-from selfparam_jax.contexts import load_texts
-from selfparam_jax.lora import init_lora
-from selfparam_jax.model import Decoder
-from selfparam_jax.prompts import Prompt
+from selfparam_jax.checkpoints.default_model import DEFAULT_MODEL
+from selfparam_jax.checkpoints.load import load_model
+from selfparam_jax.checkpoints.model import Model
+from selfparam_jax.data.documents import load_texts
+from selfparam_jax.data.prompts import Prompt
+from selfparam_jax.data.resources import resource
+from selfparam_jax.distributed import files, mesh
+from selfparam_jax.evaluation.drift import measure_drift, read_general
+from selfparam_jax.models.attention import runs_on
+from selfparam_jax.models.decoder import Decoder
+from selfparam_jax.models.lora import init_lora
+from selfparam_jax.targets.sentences import Sentence
+from selfparam_jax.training import teacher, teacher_states, train_step
+from selfparam_jax.training.batches import Plan, make_batch
+from selfparam_jax.training.optimizer import TrainConfig, make_optimizer
 
 OUT = flags.DEFINE_string("out", None, "Where the results go (JSON).", required=True)
 STEPS = flags.DEFINE_integer("steps", 6, "Measured steps of every option.", lower_bound=2)
 ONLY = flags.DEFINE_list("only", [], "Only options whose name has one of these in it (and the first).")
-MODEL = flags.DEFINE_string("model", hub.DEFAULT_MODEL, "The model.")
+MODEL = flags.DEFINE_string("model", DEFAULT_MODEL, "The model.")
 ROWS = flags.DEFINE_integer("rows", 4, "Rows of a step.", lower_bound=1)
-LENGTH = flags.DEFINE_integer("row_length", 288, "Tokens of a row.", lower_bound=1)
+LENGTH = flags.DEFINE_integer("seq_len", 288, "Tokens of a row.", lower_bound=1)
 
 GENERAL = 24  # texts
 
@@ -80,31 +88,31 @@ class Work:
     """What all options train on: the prefix of a document, its sentences, and in which rows they stand."""
 
     prefixes: list[tuple[int, ...]]
-    sentences: list[targets.Sentence]
-    config: trainer.TrainConfig
-    plan: trainer.Plan
+    sentences: list[Sentence]
+    config: TrainConfig
+    plan: Plan
 
 
 class Trained:
     """One option on its way through the steps."""
 
-    def __init__(self, option: Option, base: hub.Pretrained, work: Work, store: teacher.Store):
+    def __init__(self, option: Option, base: Model, work: Work, store: teacher_states.Store):
         plan = work.plan
         self.option, self.params, self.plan, self.store = option, base.params, plan, store
         self.mesh = mesh.make_mesh(jax.devices()[:1])
-        optimizer = trainer.make_optimizer(work.config, plan.steps)
+        optimizer = make_optimizer(work.config, plan.steps)
         model = Decoder(base.config, jnp.dtype(option.dtype), option.remat, LORA.scale, attention=option.attention)
         parts, int8 = option.accumulate, option.int8
-        step = trainer.compile_step(model, optimizer, self.mesh, accumulate=parts, int8=int8)
+        step = train_step.compile_step(model, optimizer, self.mesh, accumulate=parts, int8=int8)
         lora = init_lora(jax.random.key(0), base.params, LORA)
-        self.state = mesh.put_same(self.mesh, trainer.init_state(lora, optimizer))
+        self.state = mesh.put_same(self.mesh, train_step.init_state(lora, optimizer))
         self.step = step.lower(self.state, self.params, self.batch(0), jax.random.key(0)).compile()
         self.seconds: list[float] = []
         self.losses: list[float] = []
 
-    def batch(self, step: int) -> trainer.Batch:
+    def batch(self, step: int) -> train_step.Batch:
         """The rows of a step."""
-        return trainer.make_batch(self.plan.rows(step), self.store, self.mesh, False, self.option.accumulate)
+        return make_batch(self.plan.rows(step), self.store, self.mesh, False, self.option.accumulate)
 
     def advance(self, step: int) -> None:
         """One step, timed once its rows are on the device."""
@@ -133,13 +141,13 @@ def read_work(prompt: Prompt, rows: int, length: int) -> Work:
     """One example document."""
     contexts = example_contexts(1)
     sentences, config = make_sentences(contexts, prompt), train_config(4, rows, length)
-    prefixes = [prompt.context_prefix(context.context) for context in contexts]
+    prefixes = [prompt.context_prefix(context.text) for context in contexts]
     return Work(prefixes, sentences, config, plan_of(sentences, prompt, config))
 
 
 def prepare(options: dict[str, Option], load: Callable, rows: int, length: int) -> tuple[dict[str, Trained], dict]:
     """Every option compiled, and how far each base is from the first on general text."""
-    texts = load_texts(str(EXAMPLES / "general_eval.jsonl"))[:GENERAL]
+    texts = load_texts(resource("examples", "general_eval.jsonl"))[:GENERAL]
     trained, bases, stores, drift = {}, {}, {}, {}
     for name, option in options.items():
         if option.base not in bases:
@@ -148,14 +156,14 @@ def prepare(options: dict[str, Option], load: Callable, rows: int, length: int) 
             prompt = Prompt("plain", base.tokenizer)
             work = read_work(prompt, rows, length)
             one = mesh.make_mesh(jax.devices()[:1])
-            reader = teacher.Reader(model, variables, base.fingerprint, tuple(prompt.head), one, rows, length)
+            reader = teacher.Reader(model, variables, base.fingerprint, tuple(prompt.start_ids), one, rows, length)
             with tempfile.TemporaryDirectory() as scratch:
-                stores[option.base] = teacher.teacher_store(
+                stores[option.base] = teacher_states.teacher_store(
                     reader, work.prefixes, work.sentences, pathlib.Path(scratch)
                 )
             if not drift:
-                general = evaluate.read_general(model, variables, prompt, texts)
-            drift[option.base] = evaluate.measure_drift(model, general, variables)
+                general = read_general(model, variables, prompt, texts)
+            drift[option.base] = measure_drift(model, general, variables)
         trained[name] = Trained(option, bases[option.base], work, stores[option.base])
     return trained, {name: drift[option.base] for name, option in options.items()}
 
@@ -208,8 +216,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
 
-    def load(option: Option) -> hub.Pretrained:
-        return hub.load_pretrained(MODEL.value, jnp.dtype(option.dtype), int8=option.int8)
+    def load(option: Option) -> Model:
+        return load_model(MODEL.value, jnp.dtype(option.dtype), int8=option.int8)
 
     rows = measure(chosen(ONLY.value, ROWS.value), load, STEPS.value, ROWS.value, LENGTH.value)
     device = jax.devices()[0]

@@ -16,19 +16,24 @@ import tempfile  # noqa: E402
 
 import jax  # noqa: E402
 from absl import app, flags, logging  # noqa: E402
+from selfparam_jax.configs.base import get_config  # noqa: E402
 
 from benchmarks.memory import peak_memory  # noqa: E402
 from benchmarks.workload import LORA, read_adapter, read_sentences, read_workload, train_config  # noqa: E402
-from configs.base import get_config  # noqa: E402
-from selfparam_jax import backend, files, hub, mesh, targets, teacher, trainer  # noqa: E402
-from selfparam_jax.model import REMAT as REMATS  # noqa: E402
-from selfparam_jax.model import Decoder  # noqa: E402
-from selfparam_jax.prefix import round_up  # noqa: E402
+from selfparam_jax.checkpoints.load import load_model  # noqa: E402
+from selfparam_jax.distributed import backend, files, mesh  # noqa: E402
+from selfparam_jax.inference.prefix import round_up  # noqa: E402
+from selfparam_jax.models.decoder import REMAT as REMATS  # noqa: E402
+from selfparam_jax.models.decoder import Decoder  # noqa: E402
+from selfparam_jax.targets.sentences import first_slots  # noqa: E402
+from selfparam_jax.training import teacher, teacher_states, train_step  # noqa: E402
+from selfparam_jax.training.batches import make_batch, student_rows  # noqa: E402
+from selfparam_jax.training.optimizer import make_optimizer  # noqa: E402
 
 WORKLOAD = flags.DEFINE_string("workload", None, "Directory of the workload.", required=True)
 MODE = flags.DEFINE_enum("mode", None, ["ours", "naive", "pair"], "What is timed.", required=True)
 OUT = flags.DEFINE_string("out", None, "Where the measurements go (JSON).", required=True)
-LIMIT_STEPS = flags.DEFINE_integer("limit_steps", 0, "Only the first so many optimiser steps; 0: all.")
+LIMIT_STEPS = flags.DEFINE_integer("limit_steps", 0, "At most this many optimizer steps; 0: all.")
 REMAT = flags.DEFINE_enum("remat", get_config().remat, list(REMATS), "As config.remat.")
 WARM = flags.DEFINE_bool("warm", False, "Mode ours: the first context is used once before anything is timed.")
 CACHE = flags.DEFINE_string("compilation_cache", "", "Directory of compiled programs; empty: none is used.")
@@ -40,35 +45,35 @@ class Setup:
     def __init__(self, directory: pathlib.Path, scratch: pathlib.Path):
         self.workload = read_workload(directory)
         self.sentences = read_sentences(self.workload)
-        self.first = targets.first_slots(self.sentences)
-        self.head = tuple(self.workload["head"])
+        self.first = first_slots(self.sentences)
+        self.start_ids = tuple(self.workload["start_ids"])
         self.mesh, self.scratch = mesh.make_mesh(), scratch
-        self.base = hub.load_pretrained(str(directory / "model"))
+        self.base = load_model(str(directory / "model"))
         self.lora = mesh.put_same(self.mesh, read_adapter(directory))
         rows = len(self.workload["rows"][0])
-        self.config = train_config(1, rows, self.workload["row_length"])
-        self.optimizer = trainer.make_optimizer(self.config, 1)
+        self.config = train_config(1, rows, self.workload["seq_len"])
+        self.optimizer = make_optimizer(self.config, 1)
         self.model = Decoder(self.base.config, remat=REMAT.value, lora_scale=LORA.scale)
-        self.step = trainer.compile_step(self.model, self.optimizer, self.mesh)
+        self.step = train_step.compile_step(self.model, self.optimizer, self.mesh)
 
-    def state(self) -> trainer.TrainState:
+    def state(self) -> train_step.TrainState:
         """Step 0, in buffers of its own: the step donates them."""
-        state = trainer.init_state(jax.tree.map(lambda x: x.copy(), self.lora), self.optimizer)
+        state = train_step.init_state(jax.tree.map(lambda x: x.copy(), self.lora), self.optimizer)
         return mesh.put_same(self.mesh, state)
 
     def reader(self, rows: int) -> teacher.Reader:
         """The teacher: the base without an adapter."""
         return teacher.Reader(
-            Decoder(self.base.config), {"params": self.base.params}, self.base.fingerprint, self.head,
-            self.mesh, rows, self.config.row_length,
+            Decoder(self.base.config), {"params": self.base.params}, self.base.fingerprint, self.start_ids,
+            self.mesh, rows, self.config.seq_len,
         )  # fmt: skip
 
-    def batch(self, assignment, row_length: int, signal, supervised: bool) -> trainer.Batch:
+    def batch(self, assignment, seq_len: int, signal, supervised: bool) -> train_step.Batch:
         """A batch of given rows of sentences."""
-        rows = trainer.student_rows(self.sentences, self.first, self.head, assignment, row_length)
-        return trainer.make_batch(rows, signal, self.mesh, supervised)
+        rows = student_rows(self.sentences, self.first, self.start_ids, assignment, seq_len)
+        return make_batch(rows, signal, self.mesh, supervised)
 
-    def timed(self, state, batch) -> tuple[trainer.TrainState, float, float]:
+    def timed(self, state, batch) -> tuple[train_step.TrainState, float, float]:
         """One step: the state after it, its loss, and its seconds."""
         began = time.perf_counter()
         state, metrics = self.step(state, self.base.params, batch, jax.random.key(0))
@@ -76,13 +81,13 @@ class Setup:
         return state, loss, time.perf_counter() - began
 
 
-def run_steps(setup: Setup, assignments, row_length: int, signal) -> dict:
+def run_steps(setup: Setup, assignments, seq_len: int, signal) -> dict:
     """Steps with the KL, from the making of the batch to the loss on the host."""
     measured: dict = {"step_s": [], "losses": []}
     state = setup.state()
     for assignment in assignments:
         began = time.perf_counter()
-        batch = setup.batch(assignment, row_length, signal, supervised=False)
+        batch = setup.batch(assignment, seq_len, signal, supervised=False)
         prepared = time.perf_counter() - began
         state, loss, seconds = setup.timed(state, batch)
         measured["losses"].append(loss)
@@ -93,13 +98,13 @@ def run_steps(setup: Setup, assignments, row_length: int, signal) -> dict:
 def warm(setup: Setup) -> None:
     """What the first context needs, so that its programs are there."""
     chosen = [s for s in setup.sentences if s.context == 0]
-    first = targets.first_slots(chosen)
-    store = teacher.teacher_store(
-        setup.reader(setup.config.batch_rows), setup.workload["prefixes"][:1], chosen, setup.scratch / "warm"
+    first = first_slots(chosen)
+    store = teacher_states.teacher_store(
+        setup.reader(setup.config.batch_size), setup.workload["prefixes"][:1], chosen, setup.scratch / "warm"
     )
-    assignment = [[0]] + [[]] * (setup.config.batch_rows - 1)
-    rows = trainer.student_rows(chosen, first, setup.head, assignment, setup.config.row_length)
-    setup.timed(setup.state(), trainer.make_batch(rows, store, setup.mesh, False))
+    assignment = [[0]] + [[]] * (setup.config.batch_size - 1)
+    rows = student_rows(chosen, first, setup.start_ids, assignment, setup.config.seq_len)
+    setup.timed(setup.state(), make_batch(rows, store, setup.mesh, False))
 
 
 def run_ours(setup: Setup, steps: int) -> dict:
@@ -107,19 +112,19 @@ def run_ours(setup: Setup, steps: int) -> dict:
     if WARM.value:
         warm(setup)
     began = time.perf_counter()
-    store = teacher.teacher_store(
-        setup.reader(setup.config.batch_rows), setup.workload["prefixes"], setup.sentences, setup.scratch
+    store = teacher_states.teacher_store(
+        setup.reader(setup.config.batch_size), setup.workload["prefixes"], setup.sentences, setup.scratch
     )
     teacher_s = time.perf_counter() - began
     assignments = setup.workload["rows"][:steps]
-    return {"teacher_s": teacher_s} | run_steps(setup, assignments, setup.config.row_length, store)
+    return {"teacher_s": teacher_s} | run_steps(setup, assignments, setup.config.seq_len, store)
 
 
 def run_naive(setup: Setup, steps: int) -> dict:
     """Every step: full rows of context and sentence for the teacher, then rows of one sentence for the student."""
     members = setup.workload["steps"]
     rows = max(len(step) for step in members)
-    length = round_up(max(len(s.ids) for s in setup.sentences) + len(setup.head), 8)
+    length = round_up(max(len(s.ids) for s in setup.sentences) + len(setup.start_ids), 8)
     online = teacher.Online(setup.reader(rows), setup.workload["prefixes"], setup.sentences, setup.first)
     assignments = [[[i] for i in step] + [[]] * (rows - len(step)) for step in members[:steps]]
     return {"teacher_s": 0.0} | run_steps(setup, assignments, length, online)
@@ -127,14 +132,14 @@ def run_naive(setup: Setup, steps: int) -> dict:
 
 def run_pair(setup: Setup, steps: int) -> dict:
     """The KL step and the fine-tuning step in turn, on the same packed rows; each trains a state of its own."""
-    store = teacher.teacher_store(
-        setup.reader(setup.config.batch_rows), setup.workload["prefixes"], setup.sentences, setup.scratch
+    store = teacher_states.teacher_store(
+        setup.reader(setup.config.batch_size), setup.workload["prefixes"], setup.sentences, setup.scratch
     )
     states = {"kl": setup.state(), "finetune": setup.state()}
     measured = {"kl_step_s": [], "finetune_step_s": []}
     for assignment in setup.workload["rows"][:steps]:
         for name, signal in (("kl", store), ("finetune", None)):
-            batch = setup.batch(assignment, setup.config.row_length, signal, supervised=signal is None)
+            batch = setup.batch(assignment, setup.config.seq_len, signal, supervised=signal is None)
             states[name], _, seconds = setup.timed(states[name], jax.block_until_ready(batch))
             measured[f"{name}_step_s"].append(seconds)
     return measured

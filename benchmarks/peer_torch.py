@@ -6,9 +6,9 @@ Runs on the CPU with torch's own number of threads. The workload directory has `
 Hugging Face's layout in `model/` (Llama or Mistral), and the adapter to start from in `adapter.safetensors`.
 
 Modes:
-  obvious: each step runs the teacher (adapter off) on prefix + sentence, then the student on head + sentence.
+  obvious: each step runs the teacher (adapter off) on prefix + sentence, then the student on start_ids + sentence.
   cached: the teacher reads every sentence once, before training, and its log-probabilities stay in memory.
-  released: the order of the paper's code: as `obvious`, but each sentence is an optimiser step of its own.
+  released: the order of the paper's code: as `obvious`, but each sentence is an optimizer step of its own.
 """
 
 import time
@@ -31,7 +31,6 @@ from safetensors.torch import load_file  # noqa: E402
 from torch.nn.utils.rnn import pad_sequence  # noqa: E402
 
 from benchmarks.memory import peak_memory  # noqa: E402
-from selfparam_jax.files import read_json, write_json  # noqa: E402
 
 MODES = ("obvious", "cached", "released")
 DTYPES = ("float32", "bfloat16")
@@ -41,13 +40,13 @@ WORKLOAD = flags.DEFINE_string("workload", None, "Directory of the workload.")
 MODE = flags.DEFINE_enum("mode", None, MODES, "How teacher and student take turns.")
 OUT = flags.DEFINE_string("out", None, "Where the measurements go (JSON).")
 DTYPE = flags.DEFINE_enum("dtype", "float32", DTYPES, "Of the frozen weights and the activations.")
-LIMIT_STEPS = flags.DEFINE_integer("limit_steps", None, "Only the first so many optimiser steps.", lower_bound=1)
+LIMIT_STEPS = flags.DEFINE_integer("limit_steps", None, "At most this many optimizer steps.", lower_bound=1)
 flags.mark_flags_as_required(["workload", "mode", "out"])
 
 
 @dataclasses.dataclass(frozen=True)
 class Sentence:
-    """A target sentence: its ids, which of them carry loss, and what the teacher reads first (None: the head)."""
+    """A target sentence: its ids, which of them carry loss, and what the teacher reads first (None: start_ids)."""
 
     context: int | None
     ids: tuple[int, ...]
@@ -62,14 +61,14 @@ class Workload:
     alpha: float
     targets: tuple[str, ...]
     learning_rate: float
-    head: tuple[int, ...]
+    start_ids: tuple[int, ...]
     prefixes: tuple[tuple[int, ...], ...]
     sentences: tuple[Sentence, ...]
     steps: tuple[tuple[int, ...], ...]
 
     def __post_init__(self):
-        if not self.head or not all(self.prefixes):
-            raise ValueError("workload.json: got an empty head or prefix, expected at least one token in each")
+        if not self.start_ids or not all(self.prefixes):
+            raise ValueError("workload.json: got an empty start_ids or prefix, expected at least one token in each")
         for i, sentence in enumerate(self.sentences):
             _check_sentence(f"workload.json: sentences[{i}]", sentence, len(self.prefixes))
         for i, step in enumerate(self.steps):
@@ -83,7 +82,7 @@ class Workload:
 
     def largest_id(self) -> int:
         """The largest token id anywhere; the model's vocabulary must have it."""
-        return max(max(ids) for ids in (self.head, *self.prefixes, *(s.ids for s in self.sentences)))
+        return max(max(ids) for ids in (self.start_ids, *self.prefixes, *(s.ids for s in self.sentences)))
 
 
 def _check_sentence(where: str, sentence: Sentence, contexts: int) -> None:
@@ -107,8 +106,8 @@ def load_workload(directory: str | pathlib.Path) -> Workload:
     if not path.is_file():
         raise ValueError(f"{path} does not exist; --workload must be a directory with a workload.json")
     try:
-        values = read_json(path)
-        values |= {name: tuple(values[name]) for name in ("targets", "head")}
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values |= {name: tuple(values[name]) for name in ("targets", "start_ids")}
         values |= {name: tuple(map(tuple, values[name])) for name in ("prefixes", "steps")}
         values["sentences"] = tuple(
             Sentence(s["context"], tuple(s["ids"]), tuple(s["loss"])) for s in values["sentences"]
@@ -214,7 +213,7 @@ def log_probabilities(
 def teacher_log_probabilities(model: peft.PeftModel, workload: Workload, members: Sequence[int]) -> torch.Tensor:
     """Float32 [M, V] of the sentences `members` under the model without its adapter, prefixes in view."""
     sentences = [workload.sentences[i] for i in members]
-    before = [workload.head if s.context is None else workload.prefixes[s.context] for s in sentences]
+    before = [workload.start_ids if s.context is None else workload.prefixes[s.context] for s in sentences]
     with torch.no_grad(), model.disable_adapter():
         return log_probabilities(model, before, sentences)
 
@@ -240,11 +239,11 @@ def train(
 
     Args:
       mode: one of MODES.
-      limit_steps: only the first so many optimiser steps; all if None.
+      limit_steps: at most this many optimizer steps; all if None.
 
     Returns:
       'teacher_s' (seconds of the teacher pass before training; 0 where the steps include it), and per
-      optimiser step 'step_s' (seconds), 'losses' (mean KL per loss token, before the update), 'loss_tokens'.
+      optimizer step 'step_s' (seconds), 'losses' (mean KL per loss token, before the update), 'loss_tokens'.
     """
     if mode not in MODES:
         raise ValueError(f"mode = {mode!r}, expected one of {MODES}")
@@ -260,7 +259,7 @@ def train(
         else:
             teacher = torch.cat([cache[i] for i in step])
         sentences = [workload.sentences[i] for i in step]
-        student = log_probabilities(model, [workload.head] * len(step), sentences)
+        student = log_probabilities(model, [workload.start_ids] * len(step), sentences)
         total = torch.nn.functional.kl_div(student, teacher, log_target=True, reduction="sum")
         loss = total / len(student)
         optimizer.zero_grad()
@@ -289,7 +288,9 @@ def main(argv: list[str]) -> None:
     result |= train(model, optimizer, workload, MODE.value, LIMIT_STEPS.value)
     result["threads"] = torch.get_num_threads()
     result |= {module.__name__: module.__version__ for module in (torch, transformers, peft)}
-    write_json(OUT.value, result | {"peak_rss_bytes": peak_memory()})
+    # Not by our package: that would import JAX, which this process must not pay for.
+    text = json.dumps(result | {"peak_rss_bytes": peak_memory()}, indent=2)
+    pathlib.Path(OUT.value).write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

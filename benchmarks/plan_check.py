@@ -3,7 +3,7 @@
     python -m benchmarks.plan_check --out=plan_check.json
 
 Each case is a process of its own on the CPU (Linux): it compiles the step for the embedded model's shapes, notes its
-resident memory, makes random weights, adapter, optimiser and a batch, and runs two steps. What it holds at most above
+resident memory, makes random weights, adapter, optimizer and a batch, and runs two steps. What it holds at most above
 the note is compared with the plan's total.
 """
 
@@ -19,10 +19,17 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from benchmarks.memory import status_bytes
-from configs import base
-from selfparam_jax import files, hub, jobs, plan, trainer
-from selfparam_jax import mesh as meshes
-from selfparam_jax.lora import init_lora
+from selfparam_jax.checkpoints.default_model import DEFAULT_MODEL
+from selfparam_jax.checkpoints.load import load_model
+from selfparam_jax.distributed import files
+from selfparam_jax.distributed import mesh as meshes
+from selfparam_jax.models.lora import init_lora
+from selfparam_jax.plan.machines import Chip, Machine
+from selfparam_jax.plan.memory import batch_shapes, compile_training_step, laid_out_params
+from selfparam_jax.plan.plan import make_plan
+from selfparam_jax.plan.workload import Workload
+from selfparam_jax.training import train_step
+from selfparam_jax.training.optimizer import TrainConfig, make_optimizer
 
 OUT = flags.DEFINE_string("out", None, "Where the results go (JSON).")
 CASE = flags.DEFINE_string("case", None, "Set by the driver only.")
@@ -30,20 +37,17 @@ CASE = flags.DEFINE_string("case", None, "Set by the driver only.")
 CASES = {
     "remat=none": {},
     "remat=layers": {"remat": "layers"},
-    "train.accumulate=4": {"train.accumulate": 4},
-    "train.batch_rows=16": {"train.batch_rows": 16},
-    "train.loss_chunk=512": {"train.loss_chunk": 512},
+    "train.accumulate=4": {"accumulate": 4},
+    "train.batch_size=16": {"batch_size": 16},
+    "train.loss_chunk=512": {"loss_chunk": 512},
 }
-HERE = plan.Machine("this-1", plan.Chip(1e11, 2**40, 1e10, 1e9), 1)
+HERE = Machine("this-1", Chip(1e11, 2**40, 1e10, 1e9), 1)
 
 
-def settings_of(case: str):
-    """A job's settings in a case."""
-    config = base.get_config()
-    config.train.update(batch_rows=8, row_length=288)
-    config.remat = "none"
-    config.update_from_flattened_dict(CASES[case])
-    return jobs.read_settings(config)
+def workload_of(case: str) -> Workload:
+    """The training step of a case."""
+    train = {"batch_size": 8, "seq_len": 288, **CASES[case]}
+    return Workload(remat=train.pop("remat", "none"), train=TrainConfig(**train))
 
 
 def filled(like, key: jax.Array):
@@ -55,12 +59,12 @@ def filled(like, key: jax.Array):
 
 def measure(case: str) -> dict:
     """Bytes that the plan says and that this process holds."""
-    settings, config = settings_of(case), hub.load_pretrained(hub.DEFAULT_MODEL).config
-    one = meshes.make_mesh(jax.devices()[:1], settings.mesh)
-    said = plan.make_plan(settings, config, HERE, jax.devices()[:1])
-    shapes = plan.pretended_params(config, one)
-    lora = jax.eval_shape(lambda: init_lora(jax.random.key(0), shapes, settings.lora))
-    step = plan.compile_for(settings, config, one, shapes, lora)
+    workload, config = workload_of(case), load_model(DEFAULT_MODEL).config
+    one = meshes.make_mesh(jax.devices()[:1], workload.mesh)
+    said = make_plan(workload, config, HERE, jax.devices()[:1])
+    shapes = laid_out_params(config, one)
+    lora = jax.eval_shape(lambda: init_lora(jax.random.key(0), shapes, workload.lora))
+    step = compile_training_step(workload, config, one, shapes, lora)
     fill = (
         jax.jit(lambda key: jax.tree.map(lambda leaf: filled(leaf, key), shapes)).lower(jax.random.key(0)).compile()
     )
@@ -68,12 +72,12 @@ def measure(case: str) -> dict:
     ctypes.CDLL(None).malloc_trim(0)
     before = status_bytes("VmRSS")
     params = jax.block_until_ready(fill(jax.random.key(0)))
-    optimizer = trainer.make_optimizer(settings.train, 100)
-    state = trainer.init_state(init_lora(jax.random.key(0), params, settings.lora), optimizer)
+    optimizer = make_optimizer(workload.train, 100)
+    state = train_step.init_state(init_lora(jax.random.key(0), params, workload.lora), optimizer)
     state = meshes.put_same(one, jax.tree.map(lambda leaf: leaf + 0, state))
-    batch = jax.tree.map(lambda leaf: filled(leaf, jax.random.key(1)), plan.pretended_batch(settings, config, one))
+    batch = jax.tree.map(lambda leaf: filled(leaf, jax.random.key(1)), batch_shapes(workload, config, one))
     batch = jax.block_until_ready(batch)
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the most that was resident begins anew
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the most that was resident starts again from here
     for _ in range(2):
         state, metrics = step(state, params, batch, jax.random.key(0))
         jax.block_until_ready(metrics)

@@ -11,10 +11,12 @@ import pathlib
 import shutil
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
+from selfparam_jax.configs import sequential as published
 
-from configs import sequential as published
-from selfparam_jax import command, files, jobs
+from benchmarks.rows import measure_rows, run
+from selfparam_jax.jobs.inputs import prepare
+from selfparam_jax.jobs.run import run_job
 
 CONTEXTS = flags.DEFINE_string("contexts", None, "JSONL file of contexts with qa_pairs and questions.", required=True)
 OUT = flags.DEFINE_string("out", None, "Directory for the jobs and the results.", required=True)
@@ -25,7 +27,7 @@ PAIRS = flags.DEFINE_integer("pairs", 32, "Training pairs per context.", lower_b
 MODEL = flags.DEFINE_string("model", "", "Another model than the embedded one.")
 PROMPT = flags.DEFINE_string("prompt", "", "Another prompt format than the default.")
 
-REHEARSAL = {"sequential.rehearsal_pairs": 16, "sequential.rehearsal_per_epoch": 48}
+REPLAY = {"sequential.replay_pairs": 16, "sequential.replay_per_epoch": 48}
 OWN_TEXT = {"targets.unrelated_context": False}
 SMALL_STEPS = {"train.learning_rate": 2e-3}
 ORIGINAL = {"sequential.teacher": "original"}
@@ -36,16 +38,19 @@ REMEDIES = {
     "more-text": ("the same, twice as much text", OWN_TEXT | MORE_TEXT),
     "small-steps": ("half the learning rate", SMALL_STEPS),
     "original": ("the untouched model teaches", ORIGINAL),
-    "rehearsal": ("16 pairs of every context kept, 48 of all kept ones an epoch", REHEARSAL),
-    "imagined": ("48 pairs an epoch that the model says of its own accord", {"sequential.imagined_per_epoch": 48}),
+    "replay": ("16 pairs of every context kept, 48 of all kept ones an epoch", REPLAY),
+    "self_generated": (
+        "48 pairs an epoch that the model says without any document",
+        {"sequential.self_generated_per_epoch": 48},
+    ),
     "orthogonal": ("adapters orthogonal to what earlier ones read", {"sequential.orthogonal": True}),
     "together": (
-        "text, more-text, small-steps, original, rehearsal (configs/sequential.py)",
-        OWN_TEXT | MORE_TEXT | SMALL_STEPS | ORIGINAL | REHEARSAL,
+        "text, more-text, small-steps, original, replay (configs/sequential.py)",
+        OWN_TEXT | MORE_TEXT | SMALL_STEPS | ORIGINAL | REPLAY,
     ),
     "without-storage": (
-        "text, more-text, small-steps, original, imagined",
-        OWN_TEXT | MORE_TEXT | SMALL_STEPS | ORIGINAL | {"sequential.imagined_per_epoch": 48},
+        "text, more-text, small-steps, original, self_generated",
+        OWN_TEXT | MORE_TEXT | SMALL_STEPS | ORIGINAL | {"sequential.self_generated_per_epoch": 48},
     ),
 }
 
@@ -61,7 +66,7 @@ def config_of(changes: dict):
             "targets.qa_per_context": PAIRS.value,
             "targets.long_pairs": "skip",
             "train.epochs": 4,
-            "train.row_length": 144,
+            "train.seq_len": 144,
             "eval.batch_size": 32,
             "export_dtype": "",
             "model": MODEL.value or config.model,
@@ -74,22 +79,22 @@ def config_of(changes: dict):
 
 def bytes_kept(directory: pathlib.Path) -> float:
     """Bytes per context that later injections need of the earlier ones, besides the adapters."""
-    kept = [file.stat().st_size for file in directory.glob("sequences/*/injections/*/rehearsal/*")]
+    kept = [file.stat().st_size for file in directory.glob("sequences/*/injections/*/replay/*")]
     return sum(kept) / (LENGTH.value * SEQUENCES.value)
 
 
 def measure(name: str) -> dict:
     """One remedy's job, and its row of the table."""
     label, changes = REMEDIES[name]
-    directory, bounds = pathlib.Path(OUT.value) / name, pathlib.Path(OUT.value) / "bounds.json"
+    directory, answers = pathlib.Path(OUT.value) / name, pathlib.Path(OUT.value) / "answers"
     config = config_of(changes)
     logging.info("remedy %s: %s", name, label)
-    jobs.prepare(config, str(directory))
-    if bounds.exists():  # the untouched model answers the same in every job
-        shutil.copy(bounds, directory / bounds.name)
-    results = jobs.run_job(config, str(directory))
+    prepare(config, directory)
+    if answers.exists():  # the untouched model answers the same in every job
+        shutil.copytree(answers, directory / answers.name, dirs_exist_ok=True)
+    results = run_job(config, directory)
     found = results["sequential"]
-    shutil.copy(directory / bounds.name, bounds)
+    shutil.copytree(directory / answers.name, answers, dirs_exist_ok=True)
     f1, likelihood = found["f1"], found["log_likelihood"]
     perplexity = np.asarray(found["perplexity_after"], np.float64)
     return {
@@ -124,24 +129,9 @@ def table_of(rows: list[dict]) -> str:
 
 def measure_all() -> None:
     """Runs what is missing, and writes the table after each."""
-    unknown = set(ONLY.value) - set(REMEDIES)
-    if unknown:
-        raise ValueError(f"--only has {', '.join(sorted(unknown))}, expected some of {', '.join(REMEDIES)}")
-    out, rows = pathlib.Path(OUT.value), []
-    out.mkdir(parents=True, exist_ok=True)
-    for name in [name for name in REMEDIES if name in ONLY.value or not ONLY.value]:
-        rows.append(measure(name))
-        files.write_json(out / "remedies.json", {"length": LENGTH.value, "sequences": SEQUENCES.value, "rows": rows})
-        files.write_text(out / "remedies.md", table_of(rows))
-    print(table_of(rows))
-
-
-def main(argv: list[str]) -> None:
-    """Runs the measurement."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    command.run(measure_all)
+    path, sizes = f"{OUT.value}/remedies", {"length": LENGTH.value, "sequences": SEQUENCES.value}
+    measure_rows(path, REMEDIES, ONLY.value, measure, table_of, **sizes)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run(measure_all)

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app
 
-from selfparam_jax.generate import _most_likely
+from selfparam_jax.inference.decoding import most_likely
 
 VOCABULARY, TOP_P, REPEATS = 49_152, 0.95, 7
 
 
 def by_sorting(logits: jax.Array, top_p: float) -> jax.Array:
-    """The same as `generate._most_likely`, from sorted logits."""
+    """The same as `generate.most_likely`, from sorted logits."""
     ordered = jnp.sort(logits, axis=-1, descending=True)
     shares = jax.nn.softmax(ordered, axis=-1)
     stays = jnp.cumsum(shares, axis=-1) - shares < top_p
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     """Prints a table."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    ways = [jax.jit(functools.partial(way, top_p=TOP_P)) for way in (_most_likely, by_sorting)]
+    ways = [jax.jit(functools.partial(way, top_p=TOP_P)) for way in (most_likely, by_sorting)]
     print("| rows | halving, ms | sorting, ms | ratio |")
     print("| --- | --- | --- | --- |")
     for rows in (1, 8, 32):

@@ -24,12 +24,16 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from benchmarks import workload as workloads
-from selfparam_jax import files, hub, trainer
-from selfparam_jax import mesh as meshes
-from selfparam_jax.lora import init_lora
-from selfparam_jax.model import Decoder, apply_head, param_shapes
-from selfparam_jax.objective import Signal, chunked_loss, kl_from_logits
-from selfparam_jax.prompts import Prompt
+from selfparam_jax.checkpoints.default_model import DEFAULT_MODEL
+from selfparam_jax.checkpoints.load import load_model
+from selfparam_jax.data.prompts import Prompt
+from selfparam_jax.distributed import files
+from selfparam_jax.distributed import mesh as meshes
+from selfparam_jax.models.decoder import Decoder, apply_head, param_shapes
+from selfparam_jax.models.lora import init_lora
+from selfparam_jax.training import train_step
+from selfparam_jax.training.losses import Signal, chunked_loss, kl_from_logits
+from selfparam_jax.training.optimizer import TrainConfig, make_optimizer
 
 OUT = flags.DEFINE_string("out", None, "Where the results go (JSON).", required=True)
 CONTEXTS = flags.DEFINE_list("contexts", ["1", "4", "16", "64"], "Numbers of contexts.")
@@ -80,14 +84,14 @@ def loss_memory(config, positions: int, chunked: bool) -> int:
 
 
 def step_memory(config, remat: str) -> dict:
-    """Bytes of a training step: weights, adapter with optimiser, and what XLA reserves beside them."""
+    """Bytes of a training step: weights, adapter with optimizer, and what XLA reserves beside them."""
     mesh = meshes.make_mesh(jax.devices()[:1])
     model = Decoder(config, remat=remat, lora_scale=workloads.LORA.scale)
-    optimizer = trainer.make_optimizer(trainer.TrainConfig(), 1)
+    optimizer = make_optimizer(TrainConfig(clip_norm=0.0), 1)
     params = param_shapes(config)
 
     def initial(key):
-        return trainer.init_state(init_lora(key, params, workloads.LORA), optimizer)
+        return train_step.init_state(init_lora(key, params, workloads.LORA), optimizer)
 
     state = jax.eval_shape(initial, jax.random.key(0))
     positions = BATCH_ROWS * ROW_LENGTH
@@ -97,14 +101,14 @@ def step_memory(config, remat: str) -> dict:
         jax.ShapeDtypeStruct((1, positions, config.hidden_size), jnp.float32),
         jax.ShapeDtypeStruct((1, positions), jnp.float32),
     )
-    batch = trainer.Batch(rows, rows, rows, jax.ShapeDtypeStruct((1, positions), jnp.int32), signal)
-    step = trainer.compile_step(model, optimizer, mesh)
+    batch = train_step.Batch(rows, rows, rows, jax.ShapeDtypeStruct((1, positions), jnp.int32), signal)
+    step = train_step.compile_step(model, optimizer, mesh)
     compiled = step.lower(state, params, batch, jax.eval_shape(jax.random.key, 0)).compile()
 
     def size(tree):
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
-    chunk = trainer.LossConfig().chunk * config.vocab_size * 4
+    chunk = train_step.LossConfig().chunk * config.vocab_size * 4
     counted = size(params) + size(state) + chunk
     reserved = compiled.memory_analysis().temp_size_in_bytes
     return {
@@ -118,8 +122,8 @@ def step_memory(config, remat: str) -> dict:
 
 def measure_contexts(scratch: pathlib.Path) -> dict:
     """The cost per context of every number of contexts."""
-    base = hub.load_pretrained(hub.DEFAULT_MODEL)
-    prompt = Prompt("worked", base.tokenizer)
+    base = load_model(DEFAULT_MODEL)
+    prompt = Prompt("few_shot", base.tokenizer)
     config = workloads.train_config(EPOCHS.value, BATCH_ROWS, ROW_LENGTH)
     workloads.write_model(scratch / "model", base)
     written = {}
@@ -158,7 +162,7 @@ def print_tables(results: dict) -> None:
     print("\n| loss positions | in chunks | in one piece |\n| --- | --- | --- |")
     for positions, r in results["loss_bytes"].items():
         print(f"| {positions} | {r['chunked'] / 1e6:.0f} MB | {r['direct'] / 1e6:.0f} MB |")
-    print("\n| step | reserved beside weights, adapter and optimiser | all, over weights + optimiser + one chunk |")
+    print("\n| step | reserved beside weights, adapter and optimizer | all, over weights + optimizer + one chunk |")
     print("| --- | --- | --- |")
     for name, r in results["step"].items():
         print(f"| {name} | {r['reserved_bytes'] / 1e6:.0f} MB | {r['over_weights_optimizer_chunk']:.2f} |")
@@ -168,7 +172,7 @@ def main(_) -> None:
     """Measures, prints and writes."""
     with tempfile.TemporaryDirectory() as scratch:
         by_contexts = measure_contexts(pathlib.Path(scratch))
-    config = hub.load_pretrained(hub.DEFAULT_MODEL).config
+    config = load_model(DEFAULT_MODEL).config
     results = {
         "by_contexts": by_contexts,
         "loss_bytes": {

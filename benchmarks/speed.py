@@ -5,7 +5,7 @@
 
 Needs `pip install -e '.[bench]'`. All train the embedded model in float32 from the same adapter on the same sentences
 in the same order, with loss on every sentence token (as published): the rows of this program's packing, unpacked
-for the others. Every contender is a process of its own; they take turns. A run's time is that of starting up, the
+for the others. Every candidate is a process of its own; they take turns. A run's time is that of starting up, the
 teacher, the first step (compilation) and the rest of `--epochs` epochs at the median step measured; steps of the
 slow ones are measured for `--slow_steps` only, and the kept teacher's pass is scaled from the sentences of those
 steps to all. Nothing is compiled before: each process of ours starts with an empty compilation cache, unless it is
@@ -18,13 +18,15 @@ import tempfile
 from collections.abc import Sequence
 
 from absl import app, flags
+from selfparam_jax.configs.base import get_config
 
 from benchmarks import workload as workloads
 from benchmarks.workload import run_child
-from configs.base import get_config
-from selfparam_jax import files, hub
-from selfparam_jax.model import REMAT as REMATS
-from selfparam_jax.prompts import Prompt
+from selfparam_jax.checkpoints.default_model import DEFAULT_MODEL
+from selfparam_jax.checkpoints.load import load_model
+from selfparam_jax.data.prompts import Prompt
+from selfparam_jax.distributed import files
+from selfparam_jax.models.decoder import REMAT as REMATS
 
 OUT = flags.DEFINE_string("out", None, "Where the results go (JSON).", required=True)
 QUICK = flags.DEFINE_bool("quick", False, "One context and few steps.")
@@ -32,10 +34,10 @@ CONTEXTS = flags.DEFINE_list("contexts", ["1", "4", "16"], "Numbers of contexts 
 EPOCHS = flags.DEFINE_integer("epochs", 8, "Epochs that a run's time is given for.")
 STEPS = flags.DEFINE_integer("steps", 12, "Steps to measure.")
 SLOW_STEPS = flags.DEFINE_integer("slow_steps", 4, "Steps to measure of those that run the teacher in every step.")
-REPEATS = flags.DEFINE_integer("repeats", 3, "How often the contenders take their turns.")
-PROMPT = flags.DEFINE_string("prompt", "worked", "Prompt format.")
-BATCH_ROWS = flags.DEFINE_integer("batch_rows", 2, "Rows per step, as in configs/base.py.")
-ROW_LENGTH = flags.DEFINE_integer("row_length", 128, "Tokens per row, as in configs/base.py.")
+REPEATS = flags.DEFINE_integer("repeats", 3, "How often the candidates take their turns.")
+PROMPT = flags.DEFINE_string("prompt", "few_shot", "Prompt format.")
+BATCH_ROWS = flags.DEFINE_integer("batch_size", 2, "Rows per step, as in configs/base.py.")
+ROW_LENGTH = flags.DEFINE_integer("seq_len", 128, "Tokens per row, as in configs/base.py.")
 REMAT = flags.DEFINE_enum("remat", get_config().remat, list(REMATS), "Ours: config.remat.")
 
 # Name, module, mode, and whether it runs the teacher in every step.
@@ -59,7 +61,7 @@ def total_seconds(name: str, measured: dict, workload: dict) -> float:
 
 
 def largest_difference(runs: dict[str, list[dict]]) -> float:
-    """Largest relative difference between the loss of a contender and ours at the same step."""
+    """Largest relative difference between the loss of a candidate and ours at the same step."""
     ours = runs["ours"][0]["losses"]
     pairs = [(a, b) for name in runs for run in runs[name] for a, b in zip(ours, run["losses"], strict=False)]
     return max(abs(a - b) / abs(a) for a, b in pairs)
@@ -68,7 +70,7 @@ def largest_difference(runs: dict[str, list[dict]]) -> float:
 def measure(
     directory: pathlib.Path, workload: dict, repeats: int, steps: int, slow_steps: int, own_flags: Sequence[str] = ()
 ) -> dict:
-    """All contenders on one workload, taking turns; `own_flags` are for ours."""
+    """All candidates on one workload, taking turns; `own_flags` are for ours."""
     runs: dict[str, list[dict]] = {name: [] for name, *_ in CONTENDERS}
     pairs, warm = [], []
     cache = directory / "compiled"
@@ -135,7 +137,7 @@ def main(_) -> None:
     """Measures, prints and writes."""
     counts = [1] if QUICK.value else [int(count) for count in CONTEXTS.value]
     repeats, steps, slow = (1, 4, 2) if QUICK.value else (REPEATS.value, STEPS.value, SLOW_STEPS.value)
-    base = hub.load_pretrained(hub.DEFAULT_MODEL)
+    base = load_model(DEFAULT_MODEL)
     prompt = Prompt(PROMPT.value, base.tokenizer)
     config = workloads.train_config(EPOCHS.value, BATCH_ROWS.value, ROW_LENGTH.value)
     results, released = {}, None
@@ -148,7 +150,7 @@ def main(_) -> None:
             contexts = workloads.example_contexts(count)
             written[count] = directory, workloads.write_workload(directory, base, contexts, prompt, config)
             (directory / "model").symlink_to(model)
-        del base, prompt  # the contenders need the memory
+        del base, prompt  # the candidates need the memory
         for count, (directory, workload) in written.items():
             results[str(count)] = measure(directory, workload, repeats, steps, slow, [f"--remat={REMAT.value}"])
             files.write_json(OUT.value, results[str(counts[0])] | {"by_contexts": results})

@@ -20,12 +20,19 @@ import shutil
 import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags, logging
+from selfparam_jax.configs import base
 
-from configs import base
-from selfparam_jax import command, evaluate, files, generator, jobs
-from selfparam_jax.contexts import load_contexts
-from selfparam_jax.injection import teacher_reader
-from selfparam_jax.likelihood import question_log_likelihoods
+from selfparam_jax.commands import command
+from selfparam_jax.data.documents import read_document_files
+from selfparam_jax.distributed import files
+from selfparam_jax.evaluation.likelihood import question_log_likelihoods
+from selfparam_jax.evaluation.metrics import bootstrap_interval
+from selfparam_jax.jobs.ask import read_adapter
+from selfparam_jax.jobs.inputs import Job, prepare
+from selfparam_jax.jobs.run import run_job
+from selfparam_jax.targets.config import GeneratorConfig
+from selfparam_jax.targets.filter_pairs import filter_pairs
+from selfparam_jax.training.inject import teacher_reader
 
 CONTEXTS = flags.DEFINE_string("contexts", None, "JSONL file of contexts with qa_pairs and questions.")
 DOCUMENTS = flags.DEFINE_string("documents", None, "JSONL file of contexts with questions, for the generator.")
@@ -42,7 +49,7 @@ DTYPE = flags.DEFINE_string("dtype", "float32", "dtype of weights and activation
 
 ROW_LENGTH = 192  # a written answer may be two long sentences
 UNRELATED = 60  # texts in all epochs together
-COPIED = ("bounds.json", "teacher_answers.jsonl")
+COPIED = ("answers/base_q.jsonl", "answers/base_cq.jsonl", "teacher_answers.jsonl")
 # What a part's other settings are compared with, question by question.
 REFERENCE = {
     "number": "all pairs",
@@ -148,9 +155,10 @@ def config_of(cell: Cell, path: str, contexts, exposures: int):
             "contexts": path,
             "context_ids": tuple(context.id for context in contexts),
             "export_dtype": "",
+            "targets.generator": "none",
             "targets.qa_per_context": cell.pairs,
             "targets.long_pairs": "skip",
-            "train.row_length": ROW_LENGTH,
+            "train.seq_len": ROW_LENGTH,
             "train.epochs": epochs,
             # As many unrelated texts in all, however the epochs are cut.
             "targets.unrelated_per_epoch": max(1, round(UNRELATED / epochs)),
@@ -164,7 +172,7 @@ def config_of(cell: Cell, path: str, contexts, exposures: int):
 
 
 def run_cell(cell: Cell, path: str, contexts, out: pathlib.Path) -> dict:
-    """One job; what the group's earlier jobs have found out (bounds, the teacher's answers, pairs) is used again."""
+    """One job; what the group's earlier jobs found out (answers of base and teacher, written pairs) is used again."""
     directory, record = out / "cells" / cell.name, out / "cells" / cell.name / "cell.json"
     if not record.exists():
         shared = out / "shared" / f"{cell.source}-{cell.group}"
@@ -173,19 +181,25 @@ def run_cell(cell: Cell, path: str, contexts, out: pathlib.Path) -> dict:
         if config.targets.generator != "none":
             config.generator.file = str(shared / "pairs.jsonl")
         logging.info("cell %s", cell.name)
-        run = jobs.prepare(config, str(directory))
+        job = prepare(config, directory)
         for name in COPIED:
             if (shared / name).exists() and not (directory / name).exists():
-                shutil.copy(shared / name, directory / name)
-        jobs.run_job(config, str(directory))
-        files.write_json(record, what_was_learned(run, directory))
+                copy_file(shared / name, directory / name)
+        run_job(config, directory)
+        files.write_json(record, what_was_learned(job, directory))
         for name in COPIED:
             if (directory / name).exists():
-                shutil.copy(directory / name, shared / name)
+                copy_file(directory / name, shared / name)
         for heavy in ("teacher", "checkpoints"):
             shutil.rmtree(directory / heavy, ignore_errors=True)
     labels = {"part": cell.part, "label": cell.label, "group": cell.group}
     return {**labels, **files.read_json(record), **what_was_written(directory)}
+
+
+def copy_file(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies a file into a folder that may not be there yet."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source, target)
 
 
 def what_was_written(directory: pathlib.Path) -> dict:
@@ -199,12 +213,14 @@ def what_was_written(directory: pathlib.Path) -> dict:
     return {"f1_by_context": by_context, "answer_words": float(np.mean(lengths)) if lengths else None}
 
 
-def what_was_learned(run, directory: pathlib.Path) -> dict:
-    """Scores, drift, size and time of a finished job, and the likelihood of the gold answers without context."""
+def what_was_learned(job: Job, directory: pathlib.Path) -> dict:
+    """Scores, drift, size and time of a finished job, and the likelihood of the gold answers without the document."""
     results = files.read_json(directory / "results.json")
-    variables = {"params": run.base.params, "lora": jobs.read_adapter(run, directory)}
-    injected = dataclasses.replace(teacher_reader(run), model=run.injected, variables=variables)
-    likelihoods = question_log_likelihoods(injected, run.prompt, run.contexts)
+    variables = {"params": job.model.params, "lora": read_adapter(job, directory)}
+    decoder = job.model.decoder(lora_scale=job.recipe.lora.scale)
+    reader = teacher_reader(job.model, job.prompt, job.recipe)
+    injected = dataclasses.replace(reader, model=decoder, variables=variables)
+    likelihoods = question_log_likelihoods(injected, job.prompt, job.documents)
     return {
         **{name: results["scores"]["injected"][name] for name in ("f1", "contains")},
         "log_likelihood": float(np.mean([np.mean(group) for group in likelihoods if group])),
@@ -239,17 +255,17 @@ def summary_of(records: list[dict]) -> list[dict]:
         rows.append(
             {
                 **{"part": part, "label": label, "groups": len(mine), **means},
-                "f1_ci95": evaluate.bootstrap_interval(list(answers.values())),
+                "f1_ci95": bootstrap_interval(list(answers.values())),
                 "answer_words": float(np.mean(words)) if words else None,
                 "f1_difference": float(np.mean([each.mean() for each in differences])) if differences else None,
-                "f1_difference_ci95": evaluate.bootstrap_interval(differences) if differences else None,
+                "f1_difference_ci95": bootstrap_interval(differences) if differences else None,
             }
         )
     return rows
 
 
-def written_counts(out: pathlib.Path, config: generator.GeneratorConfig) -> dict | None:
-    """What the generator wrote in all groups: yield, what was sifted out and why, and its speed."""
+def written_counts(out: pathlib.Path, config: GeneratorConfig) -> dict | None:
+    """What the generator wrote in all groups: yield, what was left out and why, and its speed."""
     counts: dict[str, float] = {"contexts": 0, "replies": 0, "replies_without_pair": 0, "seconds": 0.0}
     for path in sorted((out / "shared").glob("documents-*/pairs.jsonl")):
         lines = files.read_lines(path)
@@ -262,8 +278,8 @@ def written_counts(out: pathlib.Path, config: generator.GeneratorConfig) -> dict
                 counts["seconds"] += unit["seconds"]
                 counts["replies"] += sum(kind["replies"] for kind in unit["kinds"].values())
                 counts["replies_without_pair"] += sum(kind["without_pair"] for kind in unit["kinds"].values())
-            _, sifted = generator.sift([line for line in mine if "question" in line], [], config)
-            for name, value in sifted.items():
+            _, reasons = filter_pairs([line for line in mine if "question" in line], [], config)
+            for name, value in reasons.items():
                 counts[name] = counts.get(name, 0) + value
     return {**counts, "pairs_per_s": counts["written"] / counts["seconds"]} if counts["seconds"] else None
 
@@ -336,7 +352,7 @@ def study() -> None:
     for source in sorted({cell.source for cell in cells}):
         if not sources[source]:
             raise ValueError(f"these parts need --{source}=FILE; give it, or leave them out of --parts")
-    contexts = {source: load_contexts(path, groups * size) for source, path in sources.items() if path}
+    contexts = {source: read_document_files(path, groups * size) for source, path in sources.items() if path}
     records = []
     finished = {cell.name for cell in cells if (out / "cells" / cell.name / "cell.json").exists()}
     if FINISHED.value:
@@ -348,7 +364,7 @@ def study() -> None:
         records.append(run_cell(cell, sources[cell.source], group, out))
         logging.info("%d of %d cells: %s F1 %.3f", number, len(cells), cell.name, records[-1]["f1"])
         if cell.name not in finished or number == len(cells):
-            write_report(out, records, written_counts(out, generator.GeneratorConfig()))
+            write_report(out, records, written_counts(out, GeneratorConfig()))
     print((out / "study.md").read_text(encoding="utf-8"))
 
 

@@ -5,25 +5,23 @@ python -m selfparam_jax.main --config=configs/batch.py:quick --workdir=/tmp/quic
 """
 
 from ml_collections import ConfigDict
-
-from configs import base
+from selfparam_jax.configs import base
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The batch job.
 
     Args:
-      arg: "" (four documents), "all" (all eight that are reported on), "development" (four of those on which
-        the recipe was chosen), "quick" (two documents, a few steps).
+      arg: "" (the first four example documents), "all" (all eight that are reported on), "development" (four of those
+        on which the recipe was chosen), "quick" (two documents, a few steps). With documents of your own, given as
+        `--config.contexts=PATH`, all of them are used.
     """
-    limits = {"": 4, "all": 0, "development": 4, "quick": 2}
-    if arg not in limits:
-        raise ValueError(f"configs/batch.py takes one of {', '.join(map(repr, limits))}, got {arg!r}")
+    contexts = {"": "examples:4", "all": "examples", "development": "examples:development:4", "quick": "examples:2"}
+    if arg not in contexts:
+        raise ValueError(f"configs/batch.py takes one of {', '.join(map(repr, contexts))}, got {arg!r}")
     config = base.get_config()
     config.job = "batch"
-    config.limit = limits[arg]
-    if arg == "development":
-        config.contexts = str(base.EXAMPLES / "development.jsonl")
+    config.contexts = contexts[arg]
     if arg == "quick":
         config.train.epochs = 1
     return config

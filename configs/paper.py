@@ -9,8 +9,7 @@ They need a GPU or TPU, the hub, and a server for the QA pairs (OPENAI_API_KEY).
 """
 
 from ml_collections import ConfigDict
-
-from configs import base
+from selfparam_jax.configs import base
 
 CONTEXTS = {"single": 100, "batch": 100, "sequential": 1000}
 PAIRS = {"single": 500, "batch": 500, "sequential": 200}  # per context, none repeated
@@ -27,6 +26,7 @@ def get_config(arg: str = "batch") -> ConfigDict:
     config.prompt = "paper"
     config.contexts = "pwc"
     config.limit = CONTEXTS[arg]
+    config.passage_tokens = 0
     config.unrelated = "hub:DKYoon/SlimPajama-6B"
 
     # One step each of a QA pair, a tail and an unrelated text in turn: as many of each kind.
@@ -52,14 +52,18 @@ def get_config(arg: str = "batch") -> ConfigDict:
     config.sequential.length = 20
     config.sequential.sequences = 50
 
+    set_released_optimizer(config)
+    config.train.epochs = 1
+    return config
+
+
+def set_released_optimizer(config: ConfigDict) -> None:
+    """The released adapter, and AdamW as PyTorch has it: one sentence a step at a constant rate."""
     config.lora.rank = 8
     config.lora.alpha = 32.0
     config.lora.dropout = 0.1
-
-    # AdamW as PyTorch has it, batch 1, one pass.
-    config.train.epochs = 1
-    config.train.batch_rows = 1
-    config.train.row_length = 1024
+    config.train.batch_size = 1
+    config.train.seq_len = 1024
     config.train.pack = False
     config.train.learning_rate = 2e-5
     config.train.schedule = "constant"
@@ -67,4 +71,3 @@ def get_config(arg: str = "batch") -> ConfigDict:
     config.train.clip_norm = 0.0
     config.train.weight_decay = 0.01
     config.train.beta2 = 0.999
-    return config

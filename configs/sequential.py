@@ -6,31 +6,30 @@ python -m selfparam_jax.main --config=configs/sequential.py:quick --workdir=/tmp
 """
 
 from ml_collections import ConfigDict
-
-from configs import base
+from selfparam_jax.configs import base
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The sequential job on the example documents.
 
     Args:
-      arg: "" (what forgets least: rehearsal, the original as teacher, small steps), "published" (nothing against
+      arg: "" (what forgets least: replay, the original as teacher, small steps), "published" (nothing against
         forgetting but unrelated text after the context, as the paper has it), "quick" (three documents, a few steps).
     """
     if arg not in ("", "published", "quick"):
         raise ValueError(f"configs/sequential.py takes '', 'published' or 'quick', got {arg!r}")
     config = base.get_config()
     config.job = "sequential"
-    config.sequential.length = 8  # as many as the examples have; 20 in the paper
+    config.sequential.length = 0  # all documents; 20 in the paper
     if arg == "published":
         config.targets.unrelated_context = True
         return config
     config.sequential.teacher = "original"
-    config.sequential.rehearsal_pairs = 16
-    config.sequential.rehearsal_per_epoch = 48
+    config.sequential.replay_pairs = 16
+    config.sequential.replay_per_epoch = 48
     config.targets.unrelated_per_epoch = 24
     config.train.learning_rate = 2e-3  # half of what a single injection bears
     if arg == "quick":
-        config.sequential.length = 3
+        config.contexts = "examples:3"
         config.train.epochs = 1
     return config

@@ -5,8 +5,7 @@ python -m selfparam_jax.main --config=configs/single.py:quick --workdir=/tmp/qui
 """
 
 from ml_collections import ConfigDict
-
-from configs import base
+from selfparam_jax.configs import base
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -16,6 +15,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config = base.get_config()
     config.job = "single"
     if arg == "quick":
-        config.limit = 2
+        config.contexts = "examples:2"
         config.train.epochs = 1
     return config

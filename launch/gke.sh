@@ -3,6 +3,9 @@
 #
 #   launch/gke.sh [--dry-run] --config=configs/models/llama3_8b.py --workdir=/shared/run [more flags]
 #
+# The host's processes are started again after a failure and resume. A JobSet that has ended stays: before the same
+# NAME is used again, `kubectl delete jobset NAME`.
+#
 # Settings, from the environment:
 #   IMAGE        a container image with selfparam_jax and jax[tpu] (required)
 #   CLAIM        a persistent volume claim that all hosts share, mounted at /shared (selfparam)

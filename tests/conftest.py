@@ -1,24 +1,90 @@
-"""Eight CPU devices, strict broadcasting, and the models that several tests share."""
+"""Eight CPU devices, strict broadcasting, the order of tests, and the models that several tests share."""
+
+import os
+
+# The threads of NumPy and torch wait for each other; beside JAX's, on few cores, they wait thirty times as long as
+# they work. Read when the libraries are loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Most of the time goes into compiling programs that run for milliseconds. XLA optimizes them less, also in the
+# processes that tests start; JAX_DISABLE_MOST_OPTIMIZATIONS=0 runs everything with the programs that users run.
+if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0":
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import gc
-import os
+import shutil
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from filelock import FileLock
 
-from selfparam_jax import hub, weights
-from selfparam_jax.model import param_shapes
+from selfparam_jax.checkpoints.default_model import DEFAULT_MODEL, default_model_file
+from selfparam_jax.checkpoints.load import load_model
+from selfparam_jax.checkpoints.model import Model
+from selfparam_jax.checkpoints.tensors import load_params
+from selfparam_jax.models.decoder import param_shapes
+from selfparam_jax.models.registry import model_config_from_hf
+from selfparam_jax.reports import style
 
-# torch's threads wait for each other, and beside JAX's on few cores they wait thirty times as long as they
-# work. Read when torch is first imported.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The tests of meshes need several; JAX refuses this line once anything has asked for a device.
 jax.config.update("jax_num_cpu_devices", 8)
 # [B, T, D] * [D] must be written out: a forgotten axis is an error here, not a broadcast.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Files that take longest. They begin first, so that both workers end at about the same time.
+LONGEST = (
+    "distributed/test_two_processes.py",
+    "distributed/test_mesh.py",
+    "sequential/test_sequential.py",
+    "models/test_decoder.py",
+    "benchmarks/test_benchmarks.py",
+    "plan/test_plan.py",
+    "training/test_trainer.py",
+    "training/test_teacher.py",
+    "jobs/test_batch.py",
+)
+
+# What libraries do for us, from files and arrays to a loss, in about two minutes.
+QUICK = ("checkpoints/", "data/", "training/test_losses.py")
+
+
+def pytest_configure(config):
+    """One cache of compiled programs for all workers and for the processes that tests start, removed at the end.
+
+    JAX_COMPILATION_CACHE_DIR names another, which stays: a second run is then about three times as fast.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="selfparam-programs-")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # workers and other processes inherit it
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "0"
+    # JAX has been imported, so it reads the variables no more.
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items):
+    """The longest files first; a worker runs a whole file, as --dist loadfile has it."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    names = {item: item.path.relative_to(Path(__file__).parent).as_posix() for item in items}
+    items.sort(key=lambda item: places.get(names[item], len(places)))
+    for item in items:
+        if names[item].startswith(QUICK):
+            item.add_marker("quick")
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory):
+    """A folder for what all workers of this run share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,8 +95,15 @@ def programs_of_one_module():
     gc.collect()
 
 
+@pytest.fixture(autouse=True)
+def without_pictures(request, monkeypatch):
+    """Reports have pictures only in tests marked `pictures`: drawing takes longer than a job on a tiny model."""
+    if not request.node.get_closest_marker("pictures"):
+        monkeypatch.setattr(style, "can_draw", lambda: False)
+
+
 class Tensors:
-    """A weights.Source over arrays in memory."""
+    """A Source over arrays in memory."""
 
     def __init__(self, tensors):
         self._tensors = tensors
@@ -50,8 +123,8 @@ def from_hf():
     """A function: transformers model -> (ModelConfig, float32 parameters)."""
 
     def convert(model):
-        config = weights.model_config_from_hf(model.config)
-        return config, weights.load_params(Tensors(tiny.hf_tensors(model)), config, jnp.float32)
+        config = model_config_from_hf(model.config)
+        return config, load_params(Tensors(tiny.hf_tensors(model)), config, jnp.float32)
 
     return convert
 
@@ -78,17 +151,19 @@ def random_params():
 
 @pytest.fixture(scope="session")
 def tiny_model(random_params):
-    """A random grouped-query Llama of 3 layers with a byte-level tokenizer, as hub.load_pretrained gives it."""
+    """A random grouped-query Llama of 3 layers with a byte-level tokenizer, as load_model gives it."""
     hf_config = tiny.hf_config("gqa", max_position_embeddings=1024)
-    config = weights.model_config_from_hf(hf_config)
-    return hub.Pretrained("tiny", config, random_params(config), tiny.tokenizer(), hf_config, "tiny")
+    config = model_config_from_hf(hf_config)
+    return Model("tiny", config, random_params(config), tiny.tokenizer(), hf_config, "tiny")
 
 
 @pytest.fixture(scope="session")
-def model_dir(tmp_path_factory):
-    """The directory of a tiny random model, for jobs."""
-    directory = tmp_path_factory.mktemp("tiny-model")
-    tiny.save_checkpoint(directory, "gqa", max_position_embeddings=2048)
+def model_dir(shared_folder):
+    """The directory of a tiny random model, for jobs; one for all workers."""
+    directory = shared_folder / "tiny-model"
+    with FileLock(shared_folder / "tiny-model.lock"):
+        if not directory.exists():
+            tiny.save_checkpoint(directory, "gqa", max_position_embeddings=2048)
     return directory
 
 
@@ -96,9 +171,9 @@ def model_dir(tmp_path_factory):
 def default_model():
     """The embedded SmolLM2-135M-Instruct in float32; tests that use it are marked `default_model`."""
     try:
-        hub.default_model_file()
+        default_model_file()
     except ValueError as error:
         if "could not be downloaded" not in str(error):  # a damaged file is a failure
             raise
         pytest.skip(f"no connection and no cached copy: {error}")
-    return hub.load_pretrained(hub.DEFAULT_MODEL)
+    return load_model(DEFAULT_MODEL)

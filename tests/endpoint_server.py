@@ -180,19 +180,20 @@ def chain_model():
     import numpy as np
     import tiny
 
-    from selfparam_jax import weights
-    from selfparam_jax.generator import GeneratorConfig, LocalWriter
-    from selfparam_jax.model import Decoder, param_shapes
+    from selfparam_jax.models.decoder import Decoder, param_shapes
+    from selfparam_jax.models.registry import model_config_from_hf
+    from selfparam_jax.targets.config import GeneratorConfig
+    from selfparam_jax.targets.writers import LocalWriter
 
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = CHAT
     tokenizer.add_tokens([*QUESTIONS, ANSWER, NAME])
     hf_config = tiny.hf_config("gqa", max_position_embeddings=1024, vocab_size=288)
-    config = weights.model_config_from_hf(hf_config)
+    config = model_config_from_hf(hf_config)
     embedding = np.random.default_rng(0).standard_normal((288, config.hidden_size)).astype(np.float32)
     head = np.zeros_like(embedding)
     ids = tokenizer.get_vocab()
-    last = tokenizer("assistant: ", add_special_tokens=False)["input_ids"][-1]
+    last = tokenizer("assistant:", add_special_tokens=False)["input_ids"][-1]
     questions = [ids[question] for question in QUESTIONS]
     head[questions] = embedding[last]
     head[ids[ANSWER]] = embedding[questions].sum(0)
@@ -210,7 +211,9 @@ def chain_model():
     params = jax.tree_util.tree_map_with_path(leaf, param_shapes(config))
 
     def writer(temperature, top_p, tokens):
-        settings = GeneratorConfig("local", temperature=temperature, top_p=top_p, reply_tokens=tokens)
+        settings = GeneratorConfig(
+            generator="local", form="chat", temperature=temperature, top_p=top_p, reply_tokens=tokens
+        )
         return LocalWriter("chain", Decoder(config), params, tokenizer, settings)
 
     return writer

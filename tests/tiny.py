@@ -1,19 +1,23 @@
-"""Tiny random Hugging Face checkpoints for tests; the functions that make models need torch.
+"""Tiny random Hugging Face checkpoints for tests. Only transformers' own models need torch.
 
 The weights are scaled so that every part of a block changes the logits: with Hugging Face's own
 initialisation (0.02) all logits are nearly equal and a wrong model passes.
 """
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from extras import require
+from safetensors.numpy import save_file
 
-from selfparam_jax.model import Int8Kernel, apply_head, head_weight
-from selfparam_jax.quantization import round_kernel
+from selfparam_jax.models.decoder import Int8Kernel, apply_head, head_weight
+from selfparam_jax.models.quantization import round_kernel
 
 SIZES = {
     "vocab_size": 272,
@@ -64,25 +68,78 @@ def hf_config(case: str, **changes):
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a Hugging Face checkpoint holds, without a model: transformers' config, and tensors by name."""
+
+    config: Any
+    tensors: dict[str, np.ndarray]
+
+
+def tensor_shapes(config) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of a Llama or Mistral, as transformers has them."""
+    hidden, mlp = config.hidden_size, config.intermediate_size
+    head_dim = config.head_dim or hidden // config.num_attention_heads
+    queries, keys = (head_dim * count for count in (config.num_attention_heads, config.num_key_value_heads))
+    attention = {"q_proj": (queries, hidden), "k_proj": (keys, hidden), "v_proj": (keys, hidden)}
+    attention["o_proj"] = (hidden, queries)
+    products = {"gate_proj": (mlp, hidden), "up_proj": (mlp, hidden), "down_proj": (hidden, mlp)}
+    shapes = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    for layer in range(config.num_hidden_layers):
+        for part, bias, matrices in (
+            ("self_attn", getattr(config, "attention_bias", False), attention),
+            ("mlp", getattr(config, "mlp_bias", False), products),
+        ):
+            for name, shape in matrices.items():
+                module = f"model.layers.{layer}.{part}.{name}"
+                shapes[f"{module}.weight"] = shape
+                if bias:
+                    shapes[f"{module}.bias"] = shape[:1]
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"model.layers.{layer}.{name}.weight"] = (hidden,)
+    shapes["model.norm.weight"] = (hidden,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    return shapes
+
+
+def checkpoint(case: str, seed: int = 0, **changes) -> Checkpoint:
+    """Random float32 tensors for a case."""
+    config = hf_config(case, **changes)
+    config.architectures = [{"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}[config.model_type]]
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape in tensor_shapes(config).items():
+        noise = rng.standard_normal(shape, np.float32)
+        if len(shape) == 1:
+            tensors[name] = np.float32(0.3) * noise + np.float32(not name.endswith("bias"))
+        else:
+            tensors[name] = noise * np.float32(1.0 if "embed" in name else shape[1] ** -0.5)
+    return Checkpoint(config, tensors)
+
+
 def hf_model(case: str, seed: int = 0, **changes):
-    """A random float32 transformers model on the CPU, in evaluation mode, with eager attention."""
-    import torch
+    """`checkpoint` as a float32 transformers model on the CPU, in evaluation mode, with eager attention."""
+    return with_torch(checkpoint(case, seed, **changes))
+
+
+def with_torch(made: Checkpoint):
+    """A checkpoint's float32 transformers model."""
+    torch = require("torch")
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_config(hf_config(case, **changes), attn_implementation="eager")
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            noise = torch.randn(value.shape, generator=generator)
-            if value.ndim == 1:
-                value.copy_(0.3 * noise + (0.0 if name.endswith("bias") else 1.0))
-            else:
-                value.copy_(noise * (1.0 if "embed" in name else value.shape[1] ** -0.5))
-    return model.float().eval()
+    model = AutoModelForCausalLM.from_config(made.config, dtype=torch.float32, attn_implementation="eager").eval()
+    tensors = {name: torch.from_numpy(value) for name, value in hf_tensors(made).items()}
+    missing, unknown = model.load_state_dict(tensors, strict=False)
+    tied = ["lm_head.weight"] if made.config.tie_word_embeddings else []
+    assert (missing, unknown) == (tied, [])
+    return model
 
 
 def hf_tensors(model) -> dict[str, np.ndarray]:
-    """The model's tensors by name, float32, without the second name of a tied head."""
+    """Tensors of a transformers model or a Checkpoint by name, float32, without the second name of a tied head."""
+    if isinstance(model, Checkpoint):
+        return {name: value.astype(np.float32) for name, value in model.tensors.items()}
     tied = model.config.tie_word_embeddings
     return {
         name: value.detach().float().numpy()
@@ -93,8 +150,7 @@ def hf_tensors(model) -> dict[str, np.ndarray]:
 
 def hf_logits(model, ids: np.ndarray) -> np.ndarray:
     """Float32 logits [B, T, V] of ids [B, T]."""
-    import torch
-
+    torch = require("torch")
     with torch.no_grad():
         return model(torch.from_numpy(np.asarray(ids, np.int64))).logits.numpy()
 
@@ -104,39 +160,64 @@ def token_ids(length: int, batch: int = 2, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, SIZES["vocab_size"], (batch, length), dtype=np.int32)
 
 
-def save_checkpoint(directory, case: str, seed: int = 0, dtype: str = "float32", shards: int = 1, **changes):
-    """Writes config.json, safetensors and a tokenizer as transformers does; returns the model."""
-    import torch
+def save_checkpoint(
+    directory, case: str, seed: int = 0, dtype: str = "float32", shards: int = 1, **changes
+) -> Checkpoint:
+    """Writes config.json, safetensors and a tokenizer as transformers does; returns what was written. No torch."""
+    made = checkpoint(case, seed, **changes)
+    tensors = {name: value.astype(jnp.dtype(dtype)) for name, value in made.tensors.items()}
+    save_config(directory, made.config, dtype)
+    save_shards(directory, "model", "safetensors", tensors, shards, _save_safetensors)
+    return Checkpoint(made.config, tensors)
 
-    model = hf_model(case, seed, **changes).to(getattr(torch, dtype))
-    size = sum(value.numel() * value.element_size() for value in model.parameters())
-    model.save_pretrained(directory, max_shard_size=size // shards + 1 if shards > 1 else "5GB")
+
+def save_torch_checkpoint(directory, case: str, seed: int = 0, dtype: str = "float32", shards: int = 1) -> Checkpoint:
+    """The same with pytorch_model.bin, as in older checkpoints."""
+    torch = require("torch")
+    made = checkpoint(case, seed)
+    tensors = {name: torch.from_numpy(value).to(getattr(torch, dtype)) for name, value in made.tensors.items()}
+    save_config(directory, made.config, dtype)
+    save_shards(directory, "pytorch_model", "bin", tensors, shards, torch.save)
+    return Checkpoint(made.config, {name: value.float().numpy() for name, value in tensors.items()})
+
+
+def save_config(directory, config, dtype: str) -> None:
+    """Writes config.json, generation_config.json and the tokenizer's files."""
+    from transformers import GenerationConfig
+
+    config.dtype = dtype
+    config.save_pretrained(directory)
+    GenerationConfig.from_model_config(config).save_pretrained(directory)
     tokenizer().save_pretrained(directory)
-    return model
 
 
-def save_torch_checkpoint(directory, case: str, seed: int = 0, dtype: str = "float32", shards: int = 1):
-    """The same with pytorch_model.bin (and an index for shards > 1), as in older checkpoints."""
-    import torch
+def _save_safetensors(tensors, path):
+    save_file(tensors, path, metadata={"format": "pt"})
 
+
+def save_shards(directory, stem: str, ending: str, tensors: dict, shards: int, save) -> None:
+    """Writes tensors as one file, or as several with an index.
+
+    Args:
+      directory: where the files go.
+      stem: of their names.
+      ending: of their names, without the dot.
+      tensors: by name.
+      shards: number of files.
+      save: a function of some tensors and a path.
+    """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    model = hf_model(case, seed).to(getattr(torch, dtype))
-    model.config.save_pretrained(directory)
-    tokenizer().save_pretrained(directory)
-    tensors = {name: value.clone() for name, value in model.state_dict().items()}
     if shards == 1:
-        torch.save(tensors, directory / "pytorch_model.bin")
-        return model
+        save(tensors, directory / f"{stem}.{ending}")
+        return
     weight_map = {}
     for number in range(shards):
         part = dict(list(tensors.items())[number::shards])
-        file = f"pytorch_model-{number + 1:05d}-of-{shards:05d}.bin"
-        torch.save(part, directory / file)
+        file = f"{stem}-{number + 1:05d}-of-{shards:05d}.{ending}"
+        save(part, directory / file)
         weight_map.update(dict.fromkeys(part, file))
     index = {"metadata": {}, "weight_map": weight_map}
-    (directory / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    return model
+    (directory / f"{stem}.{ending}.index.json").write_text(json.dumps(index))
 
 
 def vocabulary() -> tuple[list[str], list[tuple[str, str]]]:
@@ -182,14 +263,17 @@ def tokenizer():
     )
 
 
-def write_gguf(path, model, quantization: str = "F32", skip: tuple[str, ...] = (), **metadata) -> None:
-    """Writes a transformers Llama model as llama.cpp's converter does, q and k rows permuted.
+def write_gguf(
+    path, model, quantization: str = "F32", skip: tuple[str, ...] = (), tensors: list | None = None, **metadata
+) -> None:
+    """Writes a Llama as llama.cpp's converter does, q and k rows permuted.
 
     Args:
       path: of the file.
-      model: a tiny transformers model.
+      model: a Checkpoint or a transformers model.
       quantization: of the matrices; F32, F16, BF16, Q8_0 or another that gguf can write.
       skip: metadata keys left out.
+      tensors: of a GGUFReader, written in place of the model's.
       metadata: further or other metadata, `__` for a dot in the key.
     """
     import gguf
@@ -224,7 +308,9 @@ def write_gguf(path, model, quantization: str = "F32", skip: tuple[str, ...] = (
         elif key not in skip:
             adders[type(value)](key, value)
     kind = gguf.GGMLQuantizationType[quantization]
-    for name, value in gguf_tensors(model).items():
+    for tensor in tensors or ():
+        writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+    for name, value in ({} if tensors else gguf_tensors(model)).items():
         of = kind if value.ndim == 2 else gguf.GGMLQuantizationType.F32
         writer.add_tensor(name, gguf.quants.quantize(value, of), raw_dtype=of)
     writer.write_header_to_file()
@@ -251,6 +337,7 @@ def gguf_tensors(model) -> dict[str, np.ndarray]:
             value = halves.swapaxes(1, 2).reshape(value.shape)
         tensors[f"{names[module]}.{kind}"] = np.ascontiguousarray(value)
     if config.rope_parameters["rope_type"] == "llama3":
+        require("torch")
         from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
         scaled = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0].numpy()

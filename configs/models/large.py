@@ -1,8 +1,7 @@
 """What the large models have in common."""
 
 from ml_collections import ConfigDict
-
-from configs import base
+from selfparam_jax.configs import base
 
 
 def get_config(model: str, job: str = "batch") -> ConfigDict:
@@ -26,8 +25,8 @@ def get_config(model: str, job: str = "batch") -> ConfigDict:
     config.targets.answer_supervision = 0.0
     config.targets.unrelated_tokens = 256
     config.train.learning_rate = 2e-4
-    config.train.batch_rows = 16
-    config.train.row_length = 512
+    config.train.batch_size = 16
+    config.train.seq_len = 512
     config.train.loss_chunk = 256
     config.eval.batch_size = 64
     return config

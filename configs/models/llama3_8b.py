@@ -7,8 +7,7 @@ llama3_8b.json beside this file is its architecture, for planning without the we
 """
 
 from ml_collections import ConfigDict
-
-from configs.models import large
+from selfparam_jax.configs.models import large
 
 
 def get_config(arg: str = "") -> ConfigDict:

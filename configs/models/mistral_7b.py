@@ -7,8 +7,7 @@ mistral_7b.json beside this file is its architecture, for planning without the w
 """
 
 from ml_collections import ConfigDict
-
-from configs.models import large
+from selfparam_jax.configs.models import large
 
 
 def get_config(arg: str = "") -> ConfigDict:

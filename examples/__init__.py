@@ -1,0 +1,1 @@
+"""Fictional documents, general texts and questions, as data files."""

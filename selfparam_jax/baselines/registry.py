@@ -1,0 +1,39 @@
+"""Every system by name. A new system is a new file of this folder.
+
+A file's `SYSTEM` answers questions, its `RECOMMENDER` recommends titles; it has one of the two, or both.
+"""
+
+import importlib
+import pkgutil
+
+from selfparam_jax import baselines
+from selfparam_jax.evaluation.systems import ROLES, SystemEntry
+
+
+def find_systems(attribute: str = "SYSTEM") -> dict[str, SystemEntry]:
+    """Reads the folder: the entries that its files have under this name.
+
+    Raises:
+      ValueError: two files name the same system, one has an unknown role, or one has no entry at all.
+    """
+    found: dict[str, SystemEntry] = {}
+    for module in sorted(pkgutil.iter_modules(baselines.__path__), key=lambda module: module.name):
+        if module.name == "registry":
+            continue
+        file = importlib.import_module(f"{baselines.__name__}.{module.name}")
+        if not hasattr(file, "SYSTEM") and not hasattr(file, "RECOMMENDER"):
+            raise ValueError(f"baselines/{module.name}.py has neither SYSTEM nor RECOMMENDER, expected one of them")
+        if not hasattr(file, attribute):
+            continue
+        entry = getattr(file, attribute)
+        if entry.name in found or entry.role not in ROLES:
+            raise ValueError(f"baselines/{module.name}.py: got name {entry.name!r} and role {entry.role!r}, expected "
+                             f"a name of its own and one of {', '.join(ROLES)}")  # fmt: skip
+        found[entry.name] = entry
+    # Lower bounds first, then candidates, then upper bounds, then all others: the order in which reports draw them.
+    order = ("lower bound", "candidate", "upper bound", "baseline")
+    return dict(sorted(found.items(), key=lambda item: (order.index(item[1].role), item[0])))
+
+
+SYSTEMS = find_systems()
+RECOMMENDERS = find_systems("RECOMMENDER")

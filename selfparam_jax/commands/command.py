@@ -1,0 +1,229 @@
+"""What every command does the same way: quiet libraries, one line for an error, an exit code, settings by name."""
+
+import argparse
+import difflib
+import logging as standard_logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from selfparam_jax.data.resources import resource
+from selfparam_jax.distributed.processes import end
+from selfparam_jax.jobs.settings import check_names, check_text
+
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+def _is_news(record: standard_logging.LogRecord) -> bool:
+    """Our own log lines and everybody's warnings; libraries tell a lot about their insides."""
+    return os.path.abspath(record.pathname).startswith(PACKAGE) or record.levelno >= standard_logging.WARNING
+
+
+def run(function: Callable, *args):
+    """Returns what the function returns; ends the process for what a user can do something about.
+
+    Exit code 1 with one line for input that cannot be used or a loss that is not finite, 130 for a requested stop.
+    Anything else is our mistake and shows its traceback.
+    """
+    if not flags.FLAGS.is_parsed():  # ours are a command's own; unparsed, absl would warn at the first line of a log
+        flags.FLAGS.mark_as_parsed()
+    logging.use_absl_handler()
+    handler = logging.get_absl_handler()
+    if _is_news not in handler.filters:
+        handler.addFilter(_is_news)
+    try:
+        return function(*args)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped", file=sys.stderr)
+        end(130)
+    except (ValueError, OSError, ArithmeticError) as error:
+        logging.debug("traceback", exc_info=True)  # shown with --verbosity=1
+        print(f"error: {error}", file=sys.stderr)
+        end(1)
+
+
+def define_config(values: flags.FlagValues, argv: Sequence[str], default: str | None = None) -> None:
+    """Defines --config on some flags.
+
+    Args:
+      values: a command's own flags.
+      argv: the whole command line, the program's name first: the settings that it names become flags.
+      default: a file, or the name of a packaged configuration; None: --config must be given.
+    """
+    _check_settings(argv)  # with a default, what argv sets is put into it right here
+    config_flags.DEFINE_config_file(
+        "config",
+        default and find_config(default),
+        "Configuration: FILE, FILE:ARGUMENT, or the name of one that comes with the package (batch, single, ...). "
+        "Every setting can be given as --config.NAME=VALUE.",
+        lock_config=True,
+        flag_values=values,
+        sys_argv=list(argv),
+    )
+
+
+def find_config(name: str) -> str:
+    """The file that a configuration's name means: `batch:quick` is the packaged batch.py with argument quick.
+
+    Raises:
+      ValueError: there is no such file, and no packaged configuration of that name.
+    """
+    file, colon, argument = name.partition(":")
+    if os.path.isfile(file):
+        return name
+    folder = resource("configs")
+    stem = file.removeprefix("configs/").removesuffix(".py")
+    packaged = folder / f"{stem}.py"
+    if packaged.is_file() and not os.path.isabs(file):
+        return f"{packaged}{colon}{argument}"
+    names = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.py"))
+    known = ", ".join(name for name in names if not name.endswith("__init__") and name != "models/large")
+    raise ValueError(f"--config={name}: no such file, expected a file or one of {known}")
+
+
+def _check_settings(argv: Sequence[str]) -> None:
+    """Raises ValueError for a --config.NAME that is no setting, or whose value is not of its type."""
+    for place, argument in enumerate(argv[1:], 2):
+        flag, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and flag.startswith("config."):
+            name, following = flag.removeprefix("config."), argv[place : place + 1]
+            check_names([name])
+            if equals:
+                check_text(name, value)
+            elif following and not following[0].startswith("--"):
+                check_text(name, following[0])
+
+
+def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Parses a command line; returns what is left of it, the program's name first.
+
+    A configuration is looked up by name; `define_config` has refused settings that do not exist.
+
+    Raises:
+      ValueError: a flag that does not exist, or a value that is not possible.
+    """
+    arguments = list(argv)
+    for place, argument in enumerate(arguments):
+        flag, equals, value = argument.lstrip("-").partition("=")
+        if not argument.startswith("-") or argument in ("-", "--"):
+            continue
+        if flag == "config":
+            if equals:
+                arguments[place] = f"--config={find_config(value)}"
+            elif place + 1 < len(arguments):
+                arguments[place + 1] = find_config(arguments[place + 1])
+    try:
+        return values(arguments)
+    except flags.UnrecognizedFlagError as error:
+        raise ValueError(no_flag(f"--{error.flagname}", [f"--{name}" for name in values])) from error
+    except flags.Error as error:
+        raise ValueError(str(error)) from error
+    except (TypeError, KeyError, AttributeError) as error:  # ml_collections' own, for a value of another type
+        raise ValueError(f"{error}") from error
+
+
+def parse_command(values: flags.FlagValues, argv: Sequence[str], usage: str) -> list[str]:
+    """`parse_flags` for a whole command: with --help it prints `usage` and the flags, and ends the process.
+
+    Log lines go to stderr, ours from INFO on; --verbosity=1 shows tracebacks of input errors.
+    """
+    flags.DEFINE_integer("verbosity", 0, "1 also shows the traceback of an error.", flag_values=values)
+    if {"--help", "-h", "-help", "--helpshort"} & set(argv[1:]):
+        print(f"{usage}\n\n{_describe_flags(values)}")
+        sys.exit(0)
+    rest = parse_flags(values, argv)
+    logging.set_verbosity(logging.DEBUG if values["verbosity"].value > 0 else logging.INFO)
+    return rest
+
+
+def _describe_flags(values: flags.FlagValues) -> str:
+    """The flags of a command, a line each."""
+    lines = ["flags:"]
+    for name in sorted(values):
+        flag = values[name]
+        default = "" if flag.default in (None, "", False) or name == "config" else f" (default: {flag.default})"
+        lines.append(f"  --{name}: {flag.help}{default}")
+    return "\n".join(lines)
+
+
+def config_name(argv: Sequence[str]) -> str:
+    """What --config was given as on a command line; "" if it was not."""
+    for place, argument in enumerate(argv):
+        flag, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and flag == "config":
+            return value if equals else argv[place + 1]
+    return ""
+
+
+def define_dry_run(values: flags.FlagValues) -> None:
+    """Defines --dry_run on a command's flags."""
+    flags.DEFINE_bool(
+        "dry_run", False, "Only list documents, tokens, passages, pairs to write, steps, memory and estimated time. "
+        "Nothing is started or written.", flag_values=values,
+    )  # fmt: skip
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Prints each line as soon as it is there."""
+    for line in lines:
+        print(line, flush=True)
+
+
+def no_flag(given: str, known: Iterable[str]) -> str:
+    """What to say of a flag that a command does not have."""
+    known = sorted(name for name in known if name.startswith("--") and not name.startswith("--config."))
+    close = difflib.get_close_matches(given, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"expected {', '.join(known)}"
+    return f"there is no flag {given}; {hint}"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that names the flag that was meant."""
+
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args=None, namespace=None):
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with 2; a flag that does not exist is the likely reason for whatever is missing."""
+        known = list(self._option_string_actions)
+        for argument in self._given:
+            flag = argument.partition("=")[0]
+            if flag.startswith("--") and len(flag) > 2 and not any(name.startswith(flag) for name in known):
+                message = no_flag(flag, known)
+                break
+        super().error(message)
+
+
+def make_parser(verb: str, docstring: str) -> argparse.ArgumentParser:
+    """A parser for `selfparam VERB`, with the module's docstring as its help."""
+    return Parser(f"selfparam {verb}", description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def refuse_arguments(argv: Sequence[str]) -> None:
+    """Raises ValueError if a command line has more than the program's name left."""
+    if len(argv) > 1:
+        raise ValueError(f"unexpected arguments: {' '.join(argv[1:])}; settings are given as --config.NAME=VALUE")
+
+
+def print_scores(results: dict) -> None:
+    """F1 (or recall) of every system of a job's results, in a line; says so if there was nothing to ask."""
+    if results["job"] == "recommend":
+        found = results["recommend"]["scores"]
+        recalls = {
+            name: variants["filtered_True_exclude_seen_False"]["all"]["recall@20"][0]
+            for name, variants in found.items()
+        }
+        print("recall@20  " + "  ".join(f"{name} {value or 0:.4f}" for name, value in recalls.items()))
+        return
+    scores = {each["name"]: results["scores"][each["name"]] for each in results["systems"]}
+    if all(scores.values()):
+        print("F1  " + "  ".join(f"{name} {found['f1']:.3f}" for name, found in scores.items()))
+    else:
+        print("no document has questions, so nothing was asked and nothing is known of what was learned")

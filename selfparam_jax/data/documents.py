@@ -1,0 +1,504 @@
+"""Documents with their questions: one JSONL record a line, a file of a kind in `readers`, or many files.
+
+What is read here is written into a model's weights, so nothing is guessed: an unknown field, a missing answer or a
+shorter file than asked for is a ValueError that names the file and the line.
+"""
+
+import dataclasses
+import difflib
+import functools
+import glob
+import hashlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+
+from absl import logging
+
+from selfparam_jax.data.extras import MissingExtraError
+from selfparam_jax.data.readers.chats import is_conversation, read_conversation
+from selfparam_jax.data.readers.registry import NAMED_BY_STEM, READERS, read_file
+from selfparam_jax.data.readers.texts import Text, decode
+from selfparam_jax.distributed.files import refuse_surrogates
+
+# Files of records, one a line; a file of another unknown kind is tried as such, too, if it is text.
+RECORD_SUFFIXES = (".jsonl", ".ndjson")
+LISTED = 12  # files that a message names
+_RECORD_FIELDS = ("id", "title", "context", "text", "questions", "qa_pairs", "metadata")
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A held-out question.
+
+    Attributes:
+      question: as it is asked.
+      answers: any of them counts as right, the first is the gold answer.
+      kind: a word by which results are also given, such as "latest"; "" for none.
+      documents: ids of the documents that are needed to answer it; () for its own.
+    """
+
+    question: str
+    answers: tuple[str, ...]
+    kind: str = ""
+    documents: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class QAPair:
+    """A question and its answer to train on."""
+
+    question: str
+    answer: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A document: its text, the questions it is tested with and the pairs it is trained with.
+
+    Attributes:
+      text: what is written into the model's weights.
+      title: for reports.
+      id: names it in every record; "" becomes a name made from the text.
+      questions: held out; only ever asked.
+      qa_pairs: trained on.
+      metadata: your own fields, JSON values; they are kept and change nothing else, except "date" (`targets.dates`).
+
+    Raises:
+      ValueError: the text is empty, a field has another type, a string holds half of a character.
+    """
+
+    text: str
+    title: str = ""
+    id: str = ""
+    questions: tuple[Question, ...] = ()
+    qa_pairs: tuple[QAPair, ...] = ()
+    metadata: dict = dataclasses.field(default_factory=dict, hash=False)
+
+    def __post_init__(self):
+        for name in ("text", "title", "id"):
+            _typed(getattr(self, name), "a string", f"Document.{name}")
+        if not self.text.strip():
+            raise ValueError("Document.text: got an empty string, expected text; give the document's text")
+        for name, kind in (("questions", Question), ("qa_pairs", QAPair)):
+            items = getattr(self, name)
+            if isinstance(items, str) or not all(isinstance(item, kind) for item in items):
+                raise ValueError(f"Document.{name}: got {items!r:.80}, expected a tuple of {kind.__name__}")
+            object.__setattr__(self, name, tuple(items))
+        try:
+            fields = json.dumps(self.metadata, allow_nan=False) if isinstance(self.metadata, dict) else None
+        except (TypeError, ValueError):
+            fields = None
+        if fields is None:
+            raise ValueError(f"Document.metadata: got {self.metadata!r:.80}, expected a dict of JSON values")
+        if not self.id:
+            digest_of_text = hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()
+            object.__setattr__(self, "id", f"document-{digest_of_text[:12]}")
+        refuse_surrogates(dataclasses.asdict(self), f"Document {self.id!a}")
+
+
+def read_document_files(path: str | os.PathLike, limit: int = 0, ids: tuple[str, ...] = ()) -> list[Document]:
+    """Reads the documents of a file, of a folder, or of all files that match a pattern such as "notes/*.md".
+
+    A file of a kind in `readers.registry` is one document, or several where it holds several conversations; a JSONL
+    file has a document or a conversation a line. The id of a text or Markdown file is its name without the suffix,
+    that of others their name; of a folder, relative to it. A folder is read recursively in sorted order, hidden files
+    left out. Its files of unknown kinds are left out and named in the log; one that is empty or cannot be read is an
+    error. All records are checked, also those that are not selected. `corpora.read_documents` reads data sets as
+    well.
+
+    Args:
+      path: file, folder or pattern.
+      limit: how many documents to keep, 0 for all.
+      ids: if given, only these documents, in this order (`limit` then counts among them).
+
+    Returns:
+      the documents, at least one.
+
+    Raises:
+      ValueError: the content is not what is expected; the message names the file and the line.
+      OSError: there is no such file, or it cannot be read.
+    """
+    if is_pattern(path):
+        documents = _documents_of(*_matching_files(os.fspath(path)), os.fspath(path))
+    elif (path := _existing(path)).is_dir():
+        documents = _documents_of(path, _files_below(path), str(path))
+    else:
+        found = read_file(path)
+        documents = _refuse_binary(path) or _file_documents(path) if found is None else _text_documents(path, found)
+    return select(documents, limit, ids, str(path))
+
+
+def is_pattern(path: str | os.PathLike) -> bool:
+    """Whether a path is a pattern (*, ?, [...]) rather than the name of something that exists."""
+    return glob.has_magic(os.fspath(path)) and not os.path.exists(path)
+
+
+def select(documents: list[Document], limit: int, ids: tuple[str, ...], source: str) -> list[Document]:
+    """The documents with these ids in this order, or all if no ids are given; of them the first `limit`.
+
+    Args:
+      documents: all there are, with different ids.
+      limit: how many to keep, 0 for all.
+      ids: () means all.
+      source: where they come from, for messages.
+
+    Returns:
+      the selected documents.
+
+    Raises:
+      ValueError: an unknown id, or one twice; a limit above the number of documents.
+    """
+    if ids:
+        documents = _select(documents, ids, source)
+    return _limited(documents, limit, source, "documents")
+
+
+def load_texts(path: str | os.PathLike, limit: int = 0) -> list[str]:
+    """Reads plain texts: a JSONL file of {"text": ...}, or a .txt file with blank lines between texts.
+
+    Raises:
+      ValueError: the content is not what is expected; the message names the file and the line.
+      OSError: there is no such file, or it cannot be read.
+    """
+    path = _existing(path)
+    if path.is_dir():
+        raise ValueError(
+            f"{path}: got a folder, expected a JSONL file of {{'text': ...}} or a .txt file; give one file"
+        )
+    if path.suffix.lower() == ".txt":
+        paragraphs = re.split(r"\n[^\S\n]*\n", decode(path))
+        texts = [paragraph.strip() for paragraph in paragraphs if paragraph.strip()]
+    else:
+        texts = []
+        for line, record in _records(path):
+            where = f"{path}, line {line}"
+            _refuse_unknown(record, ("text",), where)
+            texts.append(_text(record, "text", where))
+    if not texts:
+        raise ValueError(f"{path}: got an empty file, expected at least one text; check the path")
+    return _limited(texts, limit, str(path), "texts")
+
+
+def digest(document: Document) -> str:
+    """The sha256 of a document's canonical JSON: equal exactly if all fields are equal."""
+    record = dataclasses.asdict(document)
+    for question in record["questions"]:  # fields of later versions count where they are given
+        for name in ("kind", "documents"):
+            if not question[name]:
+                del question[name]
+    return _digest(record)
+
+
+def digest_documents(documents: Sequence[Document]) -> dict[str, str]:
+    """The digest of each document by its id, in their order.
+
+    Raises:
+      ValueError: two documents have the same id.
+    """
+    found: dict[str, str] = {}
+    for document in documents:
+        if document.id in found:
+            raise ValueError(f"got two documents with the id {document.id!r}, expected different ids; rename one")
+        found[document.id] = digest(document)
+    return found
+
+
+def digest_texts(texts: Sequence[str]) -> str:
+    """The sha256 of texts: equal exactly if the texts and their order are equal."""
+    return _digest(list(texts))
+
+
+def _digest(value: object) -> str:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+def _existing(path: str | os.PathLike) -> pathlib.Path:
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder; check the path")
+    return path
+
+
+def _records(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
+    """Yields (line number, object) for each line of a JSONL file that is not blank."""
+    # Not str.splitlines: it also splits at U+2028 and others, which JSON allows inside a string.
+    for line, text in enumerate(decode(path).split("\n"), start=1):
+        if not text.strip():
+            continue
+        where = f"{path}, line {line}"
+        try:
+            record = json.loads(text, object_pairs_hook=functools.partial(_unique, where=where))
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{where}: got malformed JSON ({error.msg} at column {error.colno}), expected one JSON "
+                "object a line; correct the line"
+            ) from error
+        refuse_surrogates(record, where)
+        yield line, _typed(record, "an object", where)
+
+
+def _unique(pairs: list[tuple], where: str) -> dict:
+    """Builds an object; a key written twice would otherwise silently lose its first value."""
+    record = {}
+    for key, value in pairs:
+        if key in record:
+            raise ValueError(f"{where}: got the field {key!r} twice, expected it once; remove one of the two")
+        record[key] = value
+    return record
+
+
+def _file_documents(path: pathlib.Path, name: str = "") -> list[Document]:
+    """The documents of a JSONL file; `name` is that of a conversation without an id, before its line."""
+    name = name or path.stem
+    documents, first_line, about = [], {}, {}
+    for line, record in _records(path):
+        where = f"{path}, line {line}"
+        if is_conversation(record):
+            text = read_conversation(record, where)
+            document = _of_text(text, text.name or f"{name}-{line}")
+            if text.pairs and text.text in about:  # a further pair about a text that is there
+                place = about[text.text]
+                pairs = (*documents[place].qa_pairs, *document.qa_pairs)
+                documents[place] = dataclasses.replace(documents[place], qa_pairs=pairs)
+                continue
+            about[text.text] = len(documents)
+        else:
+            document = _document(record, where)
+        if document.id in first_line:
+            raise ValueError(
+                f"{path}, line {line}: got the id {document.id!r} again (first in line "
+                f"{first_line[document.id]}), expected different ids; rename one of the two"
+            )
+        first_line[document.id] = line
+        documents.append(document)
+    if not documents:
+        raise ValueError(f"{path}: got an empty file, expected one document a line; check the path")
+    return documents
+
+
+def _document(record: dict, where: str) -> Document:
+    _refuse_unknown(record, _RECORD_FIELDS, where, "put fields of your own into 'metadata'")
+    if "context" in record and "text" in record:
+        raise ValueError(f"{where}: got both 'context' and 'text', expected one of them; remove one")
+    return Document(
+        id=_text(record, "id", where) if "id" in record else "",
+        title=_typed(record.get("title", ""), "a string", f"{where}: 'title'"),
+        text=_text(record, "text" if "text" in record else "context", where),
+        questions=tuple(_question(item, spot) for item, spot in _objects(record, "questions", where)),
+        qa_pairs=tuple(_pair(item, spot) for item, spot in _objects(record, "qa_pairs", where)),
+        metadata=_metadata(record.get("metadata", {}), f"{where}: 'metadata'"),
+    )
+
+
+def _metadata(value: object, where: str) -> dict:
+    _typed(value, "an object", where)
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise ValueError(f"{where}: got NaN or Infinity, expected JSON values; correct the value") from None
+    return value
+
+
+def _question(item: dict, where: str) -> Question:
+    _refuse_unknown(item, ("question", "answers", "kind", "documents"), where)
+    question = _text(item, "question", where)
+    answers = item.get("answers")
+    if not isinstance(answers, list) or not answers:
+        got = "no 'answers'" if "answers" not in item else f"'answers': {json.dumps(answers)[:80]}"
+        raise ValueError(
+            f"{where}: got {got}, expected 'answers' to be a list of at least one string; "
+            "add the answer or remove the question"
+        )
+    named = _typed(item.get("documents", []), "a list", f"{where}: 'documents'")
+    return Question(
+        question,
+        tuple(_string(answer, "answers", where) for answer in answers),
+        _typed(item.get("kind", ""), "a string", f"{where}: 'kind'"),
+        tuple(_string(name, "documents", where) for name in named),
+    )
+
+
+def _pair(item: dict, where: str) -> QAPair:
+    _refuse_unknown(item, ("question", "answer"), where)
+    return QAPair(_text(item, "question", where), _text(item, "answer", where))
+
+
+def _objects(record: dict, field: str, where: str) -> Iterator[tuple[dict, str]]:
+    """Yields each object of a list field with its place in words, counted from 1 as lines are."""
+    items = _typed(record.get(field, []), "a list", f"{where}: {field!r}")
+    for number, item in enumerate(items, start=1):
+        spot = f"{where}, {field} entry {number}"
+        yield _typed(item, "an object", spot), spot
+
+
+def _text(record: dict, field: str, where: str) -> str:
+    if field not in record:
+        raise ValueError(f"{where}: got no {field!r}, expected a string that is not empty; add the field")
+    return _string(record[field], field, where)
+
+
+def _string(value: object, field: str, where: str) -> str:
+    _typed(value, "a string", f"{where}: {field!r}")
+    if not value.strip():
+        raise ValueError(f"{where}: {field!r}: got an empty string, expected text; fill it in or remove the entry")
+    return value
+
+
+def _refuse_unknown(record: dict, known: tuple[str, ...], where: str, advice: str = "remove it") -> None:
+    for field in record:
+        if field not in known:
+            close = difflib.get_close_matches(field, known, n=1)
+            hint = f"did you mean {close[0]!r}? Else {advice}" if close else advice
+            raise ValueError(f"{where}: got the unknown field {field!r}, expected only {', '.join(known)}; {hint}")
+
+
+def _typed(value: object, kind: str, where: str) -> object:
+    if _kind(value) != kind:
+        raise ValueError(f"{where}: got {_kind(value)}, expected {kind}; correct the value")
+    return value
+
+
+def _kind(value: object) -> str:
+    """Names a value's type as JSON does."""
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+# --- files of other kinds -------------------------------------------------------------------------------
+
+
+def _of_text(text: Text, name: str) -> Document:
+    pairs = tuple(QAPair(*pair) for pair in text.pairs)
+    return Document(text.text, title=text.title, id=name, qa_pairs=pairs, metadata=text.metadata)
+
+
+def _text_documents(path: pathlib.Path, texts: Sequence[Text], name: str = "") -> list[Document]:
+    """The documents of a file's texts; `name` is the file's, relative to its folder."""
+    name = name or path.name
+    if path.suffix.lower() in NAMED_BY_STEM:
+        name = name[: -len(path.suffix)]
+    single = len(texts) == 1
+    return [
+        _of_text(text, text.name or (name if single else f"{name}-{number}"))
+        for number, text in enumerate(texts, start=1)
+    ]
+
+
+def _refuse_binary(path: pathlib.Path) -> None:
+    """Raises ValueError for a file that can hold no records: of an unknown kind, and no text."""
+    if path.suffix.lower() in ("", ".json", *RECORD_SUFFIXES):
+        return
+    with path.open("rb") as file:
+        binary = b"\x00" in file.read(1 << 16)
+    if binary:
+        raise ValueError(
+            f"{path}: got a file of an unknown kind ({path.suffix}), expected JSONL or one of {', '.join(READERS)}; "
+            "convert it to one of these"
+        )
+
+
+def _files_below(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files of a folder, relative to it, in sorted order; hidden ones left out."""
+    relative = sorted(file.relative_to(folder) for file in folder.rglob("*"))
+    # Hidden: editors and file systems leave half copies there.
+    return [
+        name
+        for name in relative
+        if not any(part.startswith(".") for part in name.parts) and (folder / name).is_file()
+    ]
+
+
+def _matching_files(pattern: str) -> tuple[pathlib.Path, list[pathlib.Path]]:
+    """The folder that a pattern begins with, and the files that match it, those of matching folders among them."""
+    parts = pathlib.Path(pattern).parts
+    plain = next(n for n, part in enumerate(parts) if glob.has_magic(part))
+    root = pathlib.Path(*parts[:plain])
+    found: set[pathlib.Path] = set()
+    for match in map(pathlib.Path, glob.glob(pattern, recursive=True)):
+        below = [match / name for name in _files_below(match)] if match.is_dir() else [match]
+        found.update(path.relative_to(root) for path in below)
+    if not found:
+        raise FileNotFoundError(f"{pattern}: no file matches the pattern; check it")
+    return root, sorted(found)
+
+
+def _documents_of(root: pathlib.Path, names: Sequence[pathlib.Path], source: str) -> list[Document]:
+    """The documents of several files.
+
+    Every file that cannot be used is named: those of unknown kinds in a warning, all others in one error.
+    """
+    documents, first_file, unknown, refused = [], {}, [], []
+    for name in names:
+        path = root / name
+        try:
+            found = _file_of_many(path, name)
+        except MissingExtraError:  # not the file's fault
+            raise
+        except (ValueError, OSError) as error:
+            refused.append(str(error))
+            continue
+        if found is None:
+            unknown.append(str(name))
+        for document in found or ():
+            if document.id in first_file:
+                refused.append(
+                    f"{path}: got the id {document.id!r} again (first from {first_file[document.id]}), expected "
+                    "different names without the suffix; rename one of the two"
+                )
+            first_file.setdefault(document.id, path)
+            documents.append(document)
+    if len(refused) == 1:
+        raise ValueError(refused[0])
+    if refused:
+        raise ValueError("\n".join([f"{source}: {len(refused)} files cannot be used:", *_listed(refused)]))
+    if unknown:
+        logging.warning("%s: files of unknown kinds are left out: %s", source, ", ".join(_listed(unknown)))
+    if not documents:
+        raise ValueError(
+            f"{source}: got a folder without text, expected .jsonl, .txt, .md or another known kind; check the path"
+        )
+    return documents
+
+
+def _file_of_many(path: pathlib.Path, name: pathlib.Path) -> list[Document] | None:
+    """The documents of one of many files; None if its kind is unknown."""
+    if path.suffix.lower() in RECORD_SUFFIXES:
+        return _file_documents(path, name.with_suffix("").as_posix())
+    found = read_file(path)
+    return None if found is None else _text_documents(path, found, name.as_posix())
+
+
+def _listed(items: Sequence[str]) -> list[str]:
+    more = [f"and {len(items) - LISTED} more"] if len(items) > LISTED else []
+    return [*items[:LISTED], *more]
+
+
+# --- choosing -------------------------------------------------------------------------------------------
+
+
+def _select(documents: list[Document], ids: tuple[str, ...], source: str) -> list[Document]:
+    if _kind(ids) == "a string":
+        raise ValueError(f"ids: got the string {ids!r}, expected a tuple of ids; write ({ids!r},)")
+    by_id = {document.id: document for document in documents}
+    for name in ids:
+        if name not in by_id:
+            close = difflib.get_close_matches(str(name), by_id, n=3)
+            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"the first is {documents[0].id!r}"
+            raise ValueError(f"{source}: got the id {name!r}, expected one of the file's {len(by_id)} ids; {hint}")
+    twice = [name for number, name in enumerate(ids) if name in ids[:number]]
+    if twice:
+        raise ValueError(f"ids: got {twice[0]!r} twice, expected each id once; remove one of the two")
+    return [by_id[name] for name in ids]
+
+
+def _limited(items: list, limit: int, source: str, noun: str) -> list:
+    if limit < 0 or limit > len(items):
+        raise ValueError(
+            f"{source}: got limit {limit}, expected 0 (all) to {len(items)}, the {noun} available; "
+            "lower the limit or add records"
+        )
+    return items[:limit] if limit else items

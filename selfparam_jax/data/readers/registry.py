@@ -1,0 +1,43 @@
+"""Which reader takes a file, by its suffix. A new kind is a function of a path and an entry here."""
+
+import pathlib
+from collections.abc import Callable
+
+from selfparam_jax.data.readers import chats, code, office, texts, web
+from selfparam_jax.data.readers.texts import Text
+
+# Each gives the texts of a file; None if the file has another layout than those that it knows.
+Reader = Callable[[pathlib.Path], list[Text] | None]
+
+READERS: dict[str, Reader] = {
+    ".txt": chats.read_text,
+    ".md": texts.read_markdown,
+    ".markdown": texts.read_markdown,
+    ".rst": texts.read_restructured,
+    ".html": web.read_html,
+    ".htm": web.read_html,
+    ".xhtml": web.read_html,
+    ".epub": web.read_epub,
+    ".pdf": office.read_pdf,
+    ".docx": office.read_docx,
+    ".pptx": office.read_pptx,
+    ".ipynb": code.read_notebook,
+    ".json": chats.read_json,
+    **dict.fromkeys(code.LANGUAGES, code.read_source),
+}
+# Their name alone is a document's id; others keep their suffix in it, so that a.c and a.h are two.
+NAMED_BY_STEM = (".txt", ".md")
+
+
+def read_file(path: pathlib.Path) -> list[Text] | None:
+    """The texts of a file; None if it is of no known kind or layout.
+
+    Raises:
+      ValueError: it is empty, damaged, or needs a package that is not installed; the message names the file.
+      OSError: it cannot be read.
+    """
+    reader = READERS.get(path.suffix.lower())
+    found = reader(path) if reader else None
+    if found is not None and not any(text.text.strip() for text in found):
+        raise ValueError(f"{path}: got an empty file, expected text; fill it in or remove the file")
+    return found

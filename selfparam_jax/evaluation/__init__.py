@@ -1,0 +1,1 @@
+"""Questions and their answers, metrics, drift, likelihoods, and the protocol of a system."""

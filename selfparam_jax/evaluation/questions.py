@@ -1,0 +1,211 @@
+"""Questions about documents: asked of a model, answered greedily, scored."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from selfparam_jax.data.documents import Document, Question
+from selfparam_jax.data.passages import is_group, source_id
+from selfparam_jax.data.prompts import Prompt
+from selfparam_jax.evaluation.metrics import (
+    METRICS,
+    UNSPACED_METRICS,
+    best,
+    bootstrap_interval,
+    metrics_for,
+    token_f1,
+)
+from selfparam_jax.inference.decoding import generate
+from selfparam_jax.inference.prefix import read_prefixes
+from selfparam_jax.models.decoder import Decoder
+from selfparam_jax.targets.dates import date_of, in_order, in_words
+
+PAPER_TOKENS = 10  # the paper's decoding: this many new tokens, no stop
+SHORT_TOKENS = 24  # the longest answer in `short` decoding
+
+
+def answer_questions(
+    model: Decoder,
+    variables: dict,
+    prompt: Prompt,
+    documents: Sequence[Document],
+    with_context: bool,
+    batch_size: int = 16,
+) -> list[list[dict]]:
+    """Answers every held-out question of every document.
+
+    One greedy run gives both decodings: `short` is cut at the first stop, `paper` is the first 10 tokens.
+
+    Args:
+      model: applies the variables.
+      variables: {'params'}, or {'params', 'lora'} for an adapted model.
+      prompt: the format, bound to the model's tokenizer.
+      documents: whose `questions` are asked.
+      with_context: whether a question's document, or those that it names, stand in the prompt before it.
+      batch_size: questions decoded together.
+
+    Returns:
+      per document and question: {"answer", "f1", "em", "contains", "paper", "f1_paper"}.
+
+    Raises:
+      ValueError: a document is longer than the model can read, or a question names one that is not there.
+    """
+    asked = [(d, q) for d, document in enumerate(documents) for q in range(len(document.questions))]
+    by_text: dict[str | None, list[tuple[int, int]]] = {}  # a text is read once for all its questions
+    for d, q in asked:
+        text = text_for(documents[d].questions[q], documents[d], documents) if with_context else None
+        by_text.setdefault(text, []).append((d, q))
+    prefixes = [prompt.start_ids if text is None else prompt.context_prefix(text) for text in by_text]
+    results: list[list[dict]] = [[{}] * len(document.questions) for document in documents]
+    # What all prompts begin with is read once for all of them.
+    for prefix, members in zip(read_prefixes(model, variables, prefixes), by_text.values(), strict=True):
+        questions = [documents[d].questions[q] for d, q in members]
+        prompts = [prompt.question(question.question) for question in questions]
+        made = generate(model, variables, prefix, prompts, SHORT_TOKENS, prompt.stop_ids, PAPER_TOKENS, batch_size)
+        for (d, q), question, ids in zip(members, questions, made, strict=True):
+            results[d][q] = score_answer(prompt, ids, question.answers)
+    return results
+
+
+def text_for(question: Question, document: Document, documents: Sequence[Document]) -> str:
+    """What stands in the prompt before a question: its document, or all that it names, in the order of their dates.
+
+    Args:
+      question: of a document.
+      document: whose question it is.
+      documents: where those that it names are found; of a long one all passages.
+
+    Returns:
+      the text; each of several documents begins with its title and date.
+
+    Raises:
+      ValueError: it names a document that is not among them.
+    """
+    if not question.documents:
+        return document.text
+    found = []
+    for name in question.documents:
+        same = [each for each in documents if source_id(each) == name and not is_group(each)]
+        if not same:
+            raise ValueError(
+                f"document {document.id!r}: the question {question.question!r} needs the document {name!r}, which is "
+                "not among those that are read; add it, or take the question out"
+            )
+        found += same
+    if len(found) == 1:
+        return found[0].text
+    return "\n\n".join(f"{_heading(each)}{each.text}" for each in in_order(found))
+
+
+def _heading(document: Document) -> str:
+    day = date_of(document)
+    parts = [part for part in (document.title, in_words(day) if day else "") if part]
+    return f"{', '.join(parts)}\n" if parts else ""
+
+
+def kinds_of(documents: Sequence[Document]) -> list[str]:
+    """The kinds of the documents' questions, in the order in which they come."""
+    return list(dict.fromkeys(q.kind for document in documents for q in document.questions if q.kind))
+
+
+def of_kind(documents: Sequence[Document], answers: Sequence[Sequence[dict]], kind: str) -> list[list[dict]]:
+    """The answers to the questions of one kind, per document."""
+    return [
+        [answer for question, answer in zip(document.questions, group, strict=True) if question.kind == kind]
+        for document, group in zip(documents, answers, strict=True)
+    ]
+
+
+def predictions(documents: Sequence[Document], systems: dict[str, list[list[dict]]]) -> list[dict]:
+    """The records of predictions.jsonl: every question with the answers of each system (`answer_questions`).
+
+    A document's metadata, where it has some, is part of its records.
+    """
+    records = []
+    for d, document in enumerate(documents):
+        metadata = {"metadata": document.metadata} if document.metadata else {}
+        for q, question in enumerate(document.questions):
+            answers = {system: results[d][q] for system, results in systems.items()}
+            golds = list(question.answers)
+            key = {"context": document.id, "question": question.question}
+            key |= {"kind": question.kind} if question.kind else {}
+            records.append({**key, "answers": golds, **metadata, **answers})
+    return records
+
+
+def answer_records(documents: Sequence[Document], answers: Sequence[Sequence[dict]]) -> list[dict]:
+    """One system's answers as records that name document and question."""
+    return [
+        {"context": document.id, "question": question.question, **answer}
+        for document, group in zip(documents, answers, strict=True)
+        for question, answer in zip(document.questions, group, strict=True)
+    ]
+
+
+def match_answers(documents: Sequence[Document], records: Sequence[dict]) -> list[list[dict]]:
+    """Records of `answer_records` as `answer_questions` gives them, found by document and question.
+
+    A question that a document has several times has as many records, in the order of the questions.
+
+    Raises:
+      ValueError: a question of these documents has no record.
+    """
+    known: dict[tuple[str, str], list[dict]] = {}
+    for record in records:
+        known.setdefault((record["context"], record["question"]), []).append(record)
+    found = []
+    for document in documents:
+        group = []
+        for question in document.questions:
+            same = known.get((document.id, question.question))
+            if not same:
+                raise ValueError(f"no answer is recorded to {question.question!r} about {document.id!r}")
+            record = same.pop(0)
+            group.append({name: value for name, value in record.items() if name not in ("context", "question")})
+        found.append(group)
+    return found
+
+
+def short_answer(prompt: Prompt, ids: Sequence[int]) -> str:
+    """The text before the first line break or end of turn."""
+    # A token with a line break may begin with text ("town.\\n" as one token): keep what stands before the break.
+    stop = next((n for n, token in enumerate(ids) if token in prompt.stop_ids), None)
+    text, _ = prompt.reply(ids if stop is None else ids[: stop + 1])
+    return (text if stop is None else text.split("\n")[0]).strip()
+
+
+def score_answer(prompt: Prompt, ids: Sequence[int], golds: Sequence[str]) -> dict:
+    """Both decodings of one generated answer, scored against its gold answers."""
+    short = short_answer(prompt, ids)
+    paper = prompt.reply(ids[:PAPER_TOKENS])[0].strip()
+    return {
+        "answer": short,
+        **{name: best(metric, short, golds) for name, metric in metrics_for(golds).items()},
+        "paper": paper,
+        "f1_paper": best(token_f1, paper, golds),
+    }
+
+
+def summarize(results: Sequence[Sequence[dict]]) -> dict | None:
+    """Mean over a document's questions, then over documents; None if there is no question at all.
+
+    Args:
+      results: per document and question, as `answer_questions` gives them.
+
+    Returns:
+      a mean for every metric and for "f1_paper", and "f1_ci95", the 95 % bootstrap interval of F1. Questions whose
+      answers are in a script without spaces give "char_f1" and "char_em" besides.
+    """
+    groups = [group for group in results if group]
+    if not groups:
+        return None
+    scores = {
+        name: float(np.mean([np.mean([answer[name] for answer in group]) for group in groups]))
+        for name in (*METRICS, "f1_paper")
+    }
+    for name in UNSPACED_METRICS:  # over the questions that have it
+        having = [[answer[name] for answer in group if name in answer] for group in groups]
+        if having := [group for group in having if group]:
+            scores[name] = float(np.mean([np.mean(group) for group in having]))
+    scores["f1_ci95"] = bootstrap_interval([[answer["f1"] for answer in group] for group in groups])
+    return scores

@@ -1,0 +1,74 @@
+"""Job `batch`: all documents into one set of weights, then all their questions."""
+
+import pathlib
+import time
+from collections.abc import Sequence
+
+from selfparam_jax.checkpoints.export import merge_for_export, save_model
+from selfparam_jax.data.documents import Document
+from selfparam_jax.jobs.bars import announced
+from selfparam_jax.jobs.evaluation import answer_with_document, evaluate_injected, measure_systems, teacher_answers
+from selfparam_jax.jobs.inputs import Job
+from selfparam_jax.jobs.progress import open_hooks
+from selfparam_jax.jobs.reach import job_reach
+from selfparam_jax.jobs.results import tokens_per_second, write_results
+from selfparam_jax.jobs.tracking import job_tracking
+from selfparam_jax.targets.choose_pairs import choose_pairs
+from selfparam_jax.training.inject import ContinualState, Injection, inject
+
+
+def inject_documents(job: Job, documents: Sequence[Document], directory: pathlib.Path, label: str = "") -> Injection:
+    """Chooses the pairs of some documents and writes these into the untouched base, or into the job's adapter.
+
+    Args:
+      job: recipe, model and unrelated texts.
+      documents: all go into one adapter.
+      directory: keeps the injection's work.
+      label: of the progress bar.
+
+    Returns:
+      the injection.
+
+    Raises:
+      training.inject.Interrupted: a stop was requested; the last step is saved.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    chosen = choose_pairs(
+        documents,
+        job.prompt,
+        job.recipe.targets,
+        job.recipe.train.seq_len,
+        lambda asked: answer_with_document(job, asked),
+        teacher_answers(directory),
+    )
+    with open_hooks(directory, label, tracking=job_tracking(job, documents)) as hooks:
+        continual = ContinualState(start=job.start)
+        return inject(job.model, chosen, job.recipe, job.unrelated, directory, continual, hooks)
+
+
+def run_batch(job: Job, began: float) -> dict:
+    """Runs the job; `began` is when, by `time.perf_counter`. Returns the content of results.json."""
+    loaded = time.perf_counter()
+    answers = measure_systems(job)
+    bounded = time.perf_counter()
+    done = inject_documents(job, job.documents, job.workdir)
+    evaluating = time.perf_counter()
+    answers["injected"], drift = evaluate_injected(job, job.documents, done.lora)
+    reach = job_reach(job, done.lora, answers)
+    evaluated = time.perf_counter()
+    if dtype := job.settings.export_dtype:
+        with announced(f"merging the adapter into {job.workdir / 'merged'}"):
+            merged = merge_for_export(job.model, [(done.lora, job.recipe.lora.scale)])
+            save_model(merged, job.model, job.workdir / "merged", dtype)
+    timing = {
+        "total_s": time.perf_counter() - began,
+        "load_s": loaded - began,
+        "bounds_s": bounded - loaded,
+        "teacher_s": done.teacher_s,
+        "train_s": done.train_s,
+        "evaluate_s": evaluated - evaluating,
+        "sentence_tokens_per_s": tokens_per_second(done.train_s, done.sentence_tokens),
+    }
+    extra = {"resumed_from": done.resumed_from} if done.resumed_from else {}
+    extra |= {"reach": reach} if reach else {}
+    return write_results(job, answers, drift, timing, {"steps": done.steps, "fill": done.fill}, extra)

@@ -1,0 +1,460 @@
+"""What a job works on: read, checked, and bound to its work directory before anything is computed."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from selfparam_jax.baselines.registry import RECOMMENDERS, SYSTEMS
+from selfparam_jax.checkpoints.default_model import DEFAULT_MODEL, cache_directory
+from selfparam_jax.checkpoints.load import load_model
+from selfparam_jax.checkpoints.model import Model
+from selfparam_jax.checkpoints.peft import load_adapter
+from selfparam_jax.checkpoints.tokenizers import today
+from selfparam_jax.data import corpora
+from selfparam_jax.data.dialogues import dialogue_documents, read_dialogues
+from selfparam_jax.data.documents import Document, is_pattern, load_texts, select
+from selfparam_jax.data.packing import check_sizes
+from selfparam_jax.data.passages import group_passages
+from selfparam_jax.data.prompts import Prompt
+from selfparam_jax.data.resources import resource
+from selfparam_jax.distributed import backend
+from selfparam_jax.distributed import mesh as meshes
+from selfparam_jax.distributed.files import flatten
+from selfparam_jax.distributed.processes import check_shared
+from selfparam_jax.evaluation import drift
+from selfparam_jax.evaluation.questions import SHORT_TOKENS, text_for
+from selfparam_jax.evaluation.recommendation import read_entities, read_items
+from selfparam_jax.jobs.passages import with_passages
+from selfparam_jax.jobs.settings import SELF, Settings, read_settings
+from selfparam_jax.jobs.workdir import bind_workdir, digest_inputs, read_workdir
+from selfparam_jax.models.attention import BLOCKS, check_backend, runs_on
+from selfparam_jax.targets.choose_pairs import fitting_pairs
+from selfparam_jax.targets.write_pairs import needs_writing
+from selfparam_jax.targets.writers import check_writer
+from selfparam_jax.training.inject import Start, recipe_targets
+from selfparam_jax.training.recipe import Recipe
+
+# How a server is asked does not change what it answers, nor does the machine, or who is told of it, change what is
+# computed: these settings may differ when a job is resumed.
+FREE = (
+    *(f"endpoint.{name}" for name in ["base_url", "key_variable", "concurrency", "retries", "timeout_s", "budget"]),
+    *(f"endpoint.{name}" for name in ["price_in", "price_out", "token_budget"]),
+    *(f"mesh.{name}" for name in ["data", "fsdp", "tensor", "stall_limit_s"]),
+    "compilation_cache",
+    "report_to",
+    "eval.sample_every",
+    "eval.sample_questions",
+)
+# The documents that come with the package, by what follows "examples:".
+EXAMPLES = {"": "documents.jsonl", "development": "development.jsonl"}
+EXAMPLES |= {name: f"{name}.jsonl" for name in ("two_documents", "over_time")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A job that may start: its settings and all that it reads. Only `jobs` knows it; phases take its parts.
+
+    Attributes:
+      settings: as configured.
+      recipe: of every injection; its batch size is one that the mesh can split.
+      workdir: where everything is written.
+      model: the base, on its mesh.
+      documents: in the order of the job, with their questions and pairs; long ones as passages.
+      unrelated: unrelated texts; () if the model is to draw them first.
+      general: texts that drift is measured on.
+      start: the adapter that is trained further; None for a fresh one, and where nothing is trained.
+    """
+
+    settings: Settings
+    recipe: Recipe
+    workdir: pathlib.Path
+    model: Model
+    documents: list[Document]
+    unrelated: list[str]
+    general: list[str]
+    start: Start | None = None
+
+    @functools.cached_property
+    def prompt(self) -> Prompt:
+        """The prompt format, bound to the model's tokenizer."""
+        return Prompt(self.recipe.prompt, self.model.tokenizer, self.model.end_ids)
+
+    @functools.cached_property
+    def general_text(self) -> drift.General:
+        """The general text as the base reads it: once for all that is measured against it."""
+        variables = {"params": self.model.params}
+        return drift.read_general(self.model.decoder(), variables, self.prompt, self.general)
+
+    @property
+    def record(self) -> dict:
+        """What makes the result, as ledger and results.json state it: the settings of all sections but FREE ones."""
+        config = flatten(dataclasses.asdict(self.settings))
+        skipped = {"generator.generator", "generator.answer_shape", "generator.seed", "train.seed"}
+        found = {name: v for name, v in config.items() if "." in name and name not in FREE and name not in skipped}
+        return found | {"train.batch_size": self.recipe.train.batch_size}
+
+
+def start_backend(cache: bool) -> backend.Compilations:
+    """Sets the process up before anything is computed."""
+    return backend.prepare(cache_directory() / "compiled" if cache else None)
+
+
+def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Job:
+    """Reads and checks all input, loads the model, and only then touches the work directory.
+
+    Raises:
+      ValueError, OSError: input that cannot be used, or a work directory of another run.
+    """
+    settings = with_date(with_whole_paths(read_settings(config)), workdir)
+    check_backend(settings.attention, jax.default_backend())
+    mesh = meshes.make_mesh(config=settings.mesh)
+    settings, documents, load = read_documents(settings, mesh)
+    unrelated = read_unrelated(settings)
+    general = read_general(settings)
+    settings_of_mesh = fit_batch(settings, mesh, workdir)
+    model, recipe = load(), settings_of_mesh.recipe
+    documents = with_passages(documents, recipe, load)
+    start = read_start(model, settings.adapter) if settings.adapter else None
+    job = Job(settings, recipe, pathlib.Path(workdir), model, documents, unrelated, general, start)
+    job = check_job(job)
+    check_targets(job)
+    check_shared(job.workdir)
+    bind_job(job, config)
+    return job
+
+
+def bind_job(job: Job, config: ConfigDict) -> None:
+    """Makes the work directory, or checks that it is this job's."""
+    inputs = digest_inputs(job.documents, job.unrelated, job.general)
+    inputs["batch_size"] = job.recipe.train.batch_size
+    if job.start is not None:
+        inputs["adapter"] = job.start.record()
+    length = read_settings(config).sequential.length  # as it was given: 0 is whatever the documents make it
+    settings = dataclasses.replace(
+        job.settings, sequential=dataclasses.replace(job.settings.sequential, length=length)
+    )
+    bind_workdir(job.workdir, _plain(settings), job.model.fingerprint, inputs, FREE)
+
+
+def _plain(settings: Settings) -> dict:
+    found = dataclasses.asdict(settings)
+    for section, names in (("generator", ("generator", "answer_shape", "seed")), ("train", ("seed",))):
+        for name in names:
+            del found[section][name]
+    return found
+
+
+def with_date(settings: Settings, workdir: str | pathlib.Path) -> Settings:
+    """The settings with the day of the work directory, or today for a new one, unless they name one."""
+    if settings.date:
+        return settings
+    kept = read_workdir(workdir)["config"].get("date", "") if (pathlib.Path(workdir) / "config.json").exists() else ""
+    return dataclasses.replace(settings, date=kept or today().isoformat())
+
+
+def read_start(model: Model, directory: str | os.PathLike) -> Start:
+    """The adapter in a directory as the start of training.
+
+    Raises:
+      ValueError: it cannot be read, is not a plain LoRA, or belongs to another base.
+    """
+    lora, scale, record = load_adapter(directory, model)
+    return Start(lora, scale, dict((record.get("extra") or {}).get("documents") or {}))
+
+
+def with_whole_paths(settings: Settings) -> Settings:
+    """The settings with absolute paths of what exists: a work directory can then be read from anywhere."""
+
+    def whole(value: str) -> str:
+        return os.path.abspath(value) if value and os.path.exists(value) else value
+
+    asked = {name: getattr(settings.recommend, name) for name in ("records", "entities", "item_ids")}
+    contexts = "\n".join(
+        source if _is_name(source) else os.path.abspath(source) if is_pattern(source) else whole(source)
+        for source in settings.contexts.split("\n")
+    )
+    return dataclasses.replace(
+        settings,
+        model=settings.model if settings.model == DEFAULT_MODEL else whole(settings.model),
+        adapter=whole(settings.adapter),
+        contexts=contexts,
+        unrelated=settings.unrelated if settings.unrelated in ("examples", SELF) else whole(settings.unrelated),
+        generator=dataclasses.replace(
+            settings.generator, file=whole(settings.generator.file), prompts=whole(settings.generator.prompts)
+        ),
+        recommend=dataclasses.replace(
+            settings.recommend,
+            **{name: path if path == "examples" else whole(path) for name, path in asked.items()},
+        ),
+        eval=dataclasses.replace(
+            settings.eval,
+            general=settings.eval.general if settings.eval.general == "examples" else whole(settings.eval.general),
+        ),
+    )
+
+
+def _is_name(source: str) -> bool:
+    """Whether a source of documents is a name, which wins over a path."""
+    return source.partition(":")[0] == "examples" or source.partition("@")[0] in corpora.CORPORA
+
+
+def read_documents(
+    settings: Settings, mesh: jax.sharding.Mesh
+) -> tuple[Settings, list[Document], Callable[[], Model]]:
+    """The documents of a job, as their sources have them; `with_passages` makes of them what the teacher reads.
+
+    Returns:
+      the settings, with the length of a sequence that the documents give where it is 0; the documents; and a function
+      that loads the model at its first call.
+
+    Raises:
+      ValueError, OSError: input that cannot be used.
+    """
+    load = functools.cache(
+        lambda: load_model(
+            settings.model,
+            settings.dtype,
+            mesh,
+            int8=settings.int8,
+            attention=settings.attention,
+            date=settings.date,
+        )
+    )
+    documents = given_documents(settings, load)
+    if settings.job == "sequential":
+        settings, documents = share_documents(settings, documents)
+    return settings, documents, load
+
+
+def given_documents(settings: Settings, load: Callable[[], Model]) -> list[Document]:
+    """The documents as their source has them.
+
+    Args:
+      load: loads the model; only called for a data set that is chosen by the length of its answers.
+    """
+
+    def count_tokens(text: str) -> int:
+        return len(load().tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    sources = settings.contexts.split("\n")
+    if settings.job == "recommend":
+        return read_dialogue_documents(settings)
+    if len(sources) == 1:
+        source, limit = example_documents(settings.contexts)
+        return corpora.read_documents(source, settings.limit or limit, settings.context_ids, count_tokens)
+    documents = []
+    for source in sources:
+        documents += corpora.read_documents(*example_documents(source), (), count_tokens)
+    names = [document.id for document in documents]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"the document id {twice[0]!r} comes from two of {', '.join(sources)}; rename one of the two"
+        )
+    return select(documents, settings.limit, settings.context_ids, ", ".join(sources))
+
+
+def read_dialogue_documents(settings: Settings) -> list[Document]:
+    """The dialogues of job "recommend" in which a title is recommended, as documents."""
+    entities = read_entities(example_file(settings.recommend.entities, "recommend_entities.json"))
+    titles = read_items(example_file(settings.recommend.item_ids, "recommend_item_ids.json"), entities)
+    documents, left_out = [], 0
+    for source in settings.contexts.split("\n"):
+        path = example_file(source, "dialogues.jsonl")
+        found, others = dialogue_documents(read_dialogues(path, titles), settings.recommend.prompt)
+        documents, left_out = documents + found, left_out + others
+    logging.info("%d dialogues recommend a title, %d do not and are left out", len(documents), left_out)
+    return select(documents, settings.limit, settings.context_ids, settings.contexts)
+
+
+def example_file(source: str, name: str) -> str:
+    """The packaged file that "examples" means; others are left alone."""
+    return str(resource("examples", name)) if source == "examples" else source
+
+
+def example_documents(source: str) -> tuple[str, int]:
+    """The file and the limit that "examples", "examples:4", "examples:development:2" mean; others are left alone."""
+    name, _, rest = source.partition(":")
+    if name != "examples":
+        return source, 0
+    which, _, number = ("", "", rest) if rest.isdigit() else rest.partition(":")
+    if which not in EXAMPLES or not (number == "" or number.isdigit()):
+        raise ValueError(
+            f"contexts = {source!r}, expected examples, examples:NUMBER, examples:NAME or examples:NAME:NUMBER with "
+            f"NAME one of {', '.join(filter(None, EXAMPLES))}; a folder of that name is ./examples"
+        )
+    return str(resource("examples", EXAMPLES[which])), int(number or 0)
+
+
+def share_documents(settings: Settings, documents: list[Document]) -> tuple[Settings, list[Document]]:
+    """As many documents as the sequences need, and the settings with their length."""
+    config = settings.sequential
+    length = config.length or len(documents) // config.sequences
+    needed = length * config.sequences
+    if not config.length and needed != len(documents):
+        raise ValueError(
+            f"{len(documents)} documents cannot be shared evenly among {config.sequences} sequences; set "
+            "sequential.length, or give more or fewer documents"
+        )
+    if len(documents) < needed:
+        raise ValueError(
+            f"{config.sequences} sequences of {length} contexts need {needed}, but there are {len(documents)}; "
+            "lower sequential.length or sequential.sequences, or give more documents"
+        )
+    if len(documents) > needed:
+        logging.warning(
+            "%d sequences of %d documents use the first %d of %d documents (sequential.length=0 uses all)",
+            config.sequences, length, needed, len(documents),
+        )  # fmt: skip
+    return dataclasses.replace(settings, sequential=dataclasses.replace(config, length=length)), documents[:needed]
+
+
+def read_unrelated(settings: Settings) -> list[str]:
+    """The unrelated texts of all epochs, or as many as there are; none yet if the model is to draw them itself."""
+    each = settings.targets.unrelated_per_epoch
+    if not each or settings.unrelated == SELF:
+        return []
+    return corpora.read_texts(example_texts(settings.unrelated, "train"), settings.texts_wanted, settings.seed, each)
+
+
+def read_general(settings: Settings) -> list[str]:
+    """The general texts that drift is measured on; [] if it is not."""
+    return load_texts(example_texts(settings.eval.general, "eval")) if settings.eval.general else []
+
+
+def example_texts(source: str, part: str) -> str:
+    """The file of the texts that come with the package ("examples"), to train on or to evaluate on; or the source."""
+    return str(resource("examples", f"general_{part}.jsonl")) if source == "examples" else source
+
+
+def fit_batch(settings: Settings, mesh: jax.sharding.Mesh, workdir: str | pathlib.Path) -> Settings:
+    """The settings with a batch size that the mesh can split: that of the work directory's run, or rounded up."""
+    train, asked = settings.train, settings.train.batch_size
+    path = pathlib.Path(workdir) / "config.json"
+    if path.exists():
+        recorded = read_workdir(workdir)["inputs"].get("batch_size", asked)
+        if recorded % train.accumulate == 0:
+            meshes.check_rows(mesh, recorded // train.accumulate, "the run's batch size / train.accumulate")
+            return dataclasses.replace(settings, train=dataclasses.replace(train, batch_size=recorded))
+    size = meshes.round_up_rows(mesh, asked, train.accumulate)
+    if size == asked:
+        return settings
+    logging.info("train.batch_size %d is rounded up to %d, which %d devices can split", asked, size, mesh.size)
+    return dataclasses.replace(settings, train=dataclasses.replace(train, batch_size=size))
+
+
+def check_job(job: Job) -> Job:
+    """The job without the pairs that it skips.
+
+    Raises:
+      ValueError: a document does not fit into the model together with its questions, or there is an unknown system.
+    """
+    for name in job.settings.eval.systems:
+        if name not in SYSTEMS:
+            raise ValueError(f"eval.systems has {name!r}, expected some of {', '.join(SYSTEMS)}")
+        if SYSTEMS[name].needs_adapters and job.settings.job != "single":
+            raise ValueError(
+                f"eval.systems has {name!r} in job {job.settings.job!r}, expected it in job 'single' only, which "
+                "has an adapter for each document; take it out or set job=single"
+            )
+    for name in job.settings.recommend.systems:
+        if name not in RECOMMENDERS:
+            raise ValueError(f"recommend.systems has {name!r}, expected some of {', '.join(RECOMMENDERS)}")
+    if job.recipe.targets.long_pairs == "skip":
+        kept = [fitting_pairs(document, job.prompt, job.recipe.train.seq_len) for document in job.documents]
+        before, after = (sum(len(d.qa_pairs) for d in each) for each in (job.documents, kept))
+        logging.info("%d of %d pairs are longer than a row and left out", before - after, before)
+        job = dataclasses.replace(job, documents=kept)
+    check_lengths(job.model, job.prompt, job.documents)
+    return job
+
+
+def check_lengths(model: Model, prompt: Prompt, documents: Sequence[Document]) -> None:
+    """Raises ValueError for a document that does not fit into the model together with its questions.
+
+    And for a question that needs documents which are not there, or which do not fit in together.
+    """
+    limit = model.config.max_position_embeddings
+    for document in documents:
+        for question in document.questions:
+            if question.documents:
+                read = len(prompt.context_prefix(text_for(question, document, documents)))
+                size = read + len(prompt.question(question.question)) + SHORT_TOKENS
+                if size > limit:
+                    raise ValueError(
+                        f"document {document.id!r}: the question {question.question!r} with the "
+                        f"{len(question.documents)} documents that it needs has {size} tokens (prompt format "
+                        f"included), which exceed the model's limit of {limit} (max_position_embeddings); take the "
+                        "question out"
+                    )
+    for document in documents:
+        prefix = len(prompt.context_prefix(document.text))
+        sentences = [len(prompt.question(p.question) + prompt.answer(p.answer)) for p in document.qa_pairs]
+        asked = [len(prompt.question(q.question)) + SHORT_TOKENS for q in document.questions]
+        longest = max([0, *sentences, *asked])
+        if prefix + longest > limit:
+            raise ValueError(
+                f"document {document.id!r}: {prefix} tokens of document (prompt format included) and {longest} of "
+                f"question and answer exceed the model's limit of {limit} (max_position_embeddings); set "
+                "passage_tokens to fewer tokens, or shorten it"
+            )
+
+
+def check_targets(job: Job) -> None:
+    """Raises ValueError if the target sentences cannot be made, as far as that is known before they are written."""
+    recipe = job.recipe
+    if needs_writing(job.documents, recipe.generator, recipe.targets.qa_weight):
+        check_writer(recipe.generator, job.model, recipe.endpoint)
+        return
+    targets = recipe.targets
+    if not job.unrelated and targets.unrelated_per_epoch:  # not drawn yet, but cut to a length that is known
+        check_sizes([len(job.prompt.start_ids) + targets.unrelated_tokens], recipe.train.seq_len)
+        recipe = dataclasses.replace(recipe, targets=dataclasses.replace(targets, unrelated_per_epoch=0))
+    together = [job.documents]
+    if job.settings.job not in ("batch", "recommend"):
+        together = [source.passages for source in group_passages(job.documents)]
+    for documents in together:
+        sentences = recipe_targets(documents, job.prompt, recipe, job.unrelated)
+        starts = [sentence.start_ids(job.prompt.start_ids) for sentence in sentences]
+        lengths = [len(start) + len(sentence.ids) for start, sentence in zip(starts, sentences, strict=True)]
+        check_sizes(lengths, recipe.train.seq_len)
+
+
+def mesh_for_questions(settings: Settings) -> jax.sharding.Mesh:
+    """The job's mesh where it fits the devices that are here, else a single device."""
+    try:
+        return meshes.make_mesh(config=settings.mesh)
+    except ValueError:
+        return meshes.make_mesh(jax.devices()[:1])
+
+
+def reopen(workdir: str | pathlib.Path) -> Job:
+    """The job of a work directory, from the settings in it, without what only training reads.
+
+    Raises:
+      ValueError: no work directory, another base under the same name, or documents that have changed since.
+    """
+    record = read_workdir(workdir)
+    config = ConfigDict(record["config"])
+    start_backend(config.compilation_cache)
+    settings = read_settings(config)
+    if not runs_on(settings.attention, jax.default_backend()):  # trained elsewhere
+        settings = dataclasses.replace(settings, attention=BLOCKS)
+    mesh = mesh_for_questions(settings)
+    settings, documents, load = read_documents(settings, mesh)
+    general = read_general(settings)
+    train = dataclasses.replace(settings.train, batch_size=record["inputs"]["batch_size"])
+    recipe = dataclasses.replace(settings, train=train).recipe
+    documents = with_passages(documents, recipe, load)
+    job = check_job(Job(settings, recipe, pathlib.Path(workdir), load(), documents, [], general))
+    # What only training reads is not compared.
+    inputs = digest_inputs(job.documents, [], job.general) | {
+        name: record["inputs"][name] for name in ("unrelated", "batch_size", "adapter") if name in record["inputs"]
+    }
+    bind_workdir(job.workdir, record["config"], job.model.fingerprint, inputs)
+    return job

@@ -1,0 +1,115 @@
+"""predictions.jsonl, results.json and the report of a job."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from selfparam_jax.baselines.registry import SYSTEMS
+from selfparam_jax.data.passages import Passage, group_passages
+from selfparam_jax.distributed import files
+from selfparam_jax.evaluation import questions
+from selfparam_jax.jobs.inputs import Job, start_backend
+from selfparam_jax.jobs.passages import join_answers, name_passages
+from selfparam_jax.reports import report
+from selfparam_jax.targets.write_pairs import describe_written
+
+
+def write_results(job: Job, answers: dict, drift: dict, timing: dict, training: dict, extra: dict) -> dict:
+    """Writes the results of a job and its report.
+
+    Args:
+      job: what was run.
+      answers: per system its answers, per document and question.
+      drift: of `evaluation.drift.measure_drift`.
+      timing: seconds of the phases.
+      training: "steps" and "fill".
+      extra: what else belongs into results.json.
+
+    Returns:
+      the content of results.json.
+    """
+    names = [name for name in SYSTEMS if name in answers]
+    sources = group_passages(job.documents)
+    joined = {name: join_answers(job.documents, answers[name]) for name in names}
+    per_context = []
+    for d, source in enumerate(sources):
+        row = {"id": source.id, "title": source.title, **_f1({name: joined[name][d] for name in names})}
+        if isinstance(source.passages[0], Passage):
+            row["passages"] = [
+                {
+                    "id": job.documents[place].id,
+                    "questions": len(job.documents[place].questions),
+                    "pairs": len(job.documents[place].qa_pairs),
+                    **_f1({name: answers[name][place] for name in names}),
+                }
+                for place in source.places
+            ]
+        per_context.append(row)
+    split = [row for row in per_context if "passages" in row]
+    pairs = job.workdir / "pairs.jsonl"
+    written = describe_written(job.documents, pairs if pairs.exists() else job.recipe.generator.file or pairs)
+    results = {
+        "job": job.settings.job,
+        "model": job.model.name,
+        "prompt": job.recipe.prompt,
+        "num_contexts": len(sources),
+        "num_questions": sum(len(document.questions) for document in job.documents),
+        "systems": [_system_record(name, bool(split)) for name in names],
+        "scores": {name: questions.summarize(joined[name]) for name in names},
+        "drift": drift,
+        "timing": timing,
+        **training,
+        "compilations": dataclasses.asdict(start_backend(cache=True)),
+        "per_context": per_context,
+        **({"passages": {"documents": len(split), "tokens": job.recipe.passage_tokens}} if split else {}),
+        **({"written_pairs": written} if written else {}),
+        **({"kinds": kinds} if (kinds := _kinds(job, {name: answers[name] for name in names})) else {}),
+        "recipe": job.record,
+        **extra,
+    }
+    ordered = {name: answers[name] for name in names}
+    records = name_passages(job.documents, questions.predictions(job.documents, ordered))
+    files.write_lines(job.workdir / "predictions.jsonl", records)
+    files.write_json(job.workdir / "results.json", results)
+    report.write_report(job.workdir)
+    return files.read_json(job.workdir / "results.json")
+
+
+def _kinds(job: Job, answers: dict[str, list[list[dict]]]) -> list[dict]:
+    """The scores of every system on the questions of each kind; [] where questions have none."""
+    found = []
+    for kind in questions.kinds_of(job.documents):
+        chosen = {name: questions.of_kind(job.documents, each, kind) for name, each in answers.items()}
+        scores = {name: questions.summarize(join_answers(job.documents, each)) for name, each in chosen.items()}
+        count = sum(question.kind == kind for document in job.documents for question in document.questions)
+        found.append({"kind": kind, "questions": count, "scores": scores})
+    return found
+
+
+def _f1(answers: dict[str, list[dict]]) -> dict[str, float | None]:
+    """The mean F1 of each system's answers, None where there are none."""
+    return {name: (questions.summarize([found]) or {"f1": None})["f1"] for name, found in answers.items()}
+
+
+def _system_record(name: str, split: bool) -> dict:
+    """The entry of a system in results.json; where it reads a long document, it reads a passage of it."""
+    record = SYSTEMS[name].record()
+    if split and SYSTEMS[name].role == "upper bound":
+        record["meaning"] = record["meaning"].replace("document", "document or passage")
+    return record
+
+
+def tokens_per_second(train_s: float, sentence_tokens: int) -> float:
+    """Sentence tokens per second of training."""
+    return sentence_tokens / train_s if train_s else 0.0
+
+
+def mean_or_none(values: Sequence[float | None]) -> float | None:
+    """Mean, or None where nothing was measured."""
+    return None if None in values else float(np.mean(values))
+
+
+def mean_drift(entries: Sequence[dict]) -> dict:
+    """The mean of every number of several drifts."""
+    return {name: mean_or_none([entry[name] for entry in entries]) for name in entries[0]}

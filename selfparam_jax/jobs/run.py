@@ -1,0 +1,95 @@
+"""A job, from a configuration to a work directory.
+
+    documents -> targets -> teacher states -> training -> evaluation -> merged model -> report
+
+Every phase leaves its result in a file, or in a checkpoint; the same command resumes where it stopped.
+"""
+
+import dataclasses
+import pathlib
+import time
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from selfparam_jax.data.documents import Document
+from selfparam_jax.data.passages import group_passages
+from selfparam_jax.distributed import files
+from selfparam_jax.distributed.watchdog import Watchdog
+from selfparam_jax.jobs.bars import announced
+from selfparam_jax.jobs.batch import run_batch
+from selfparam_jax.jobs.inputs import Job, prepare, start_backend
+from selfparam_jax.jobs.recommend import run_recommend
+from selfparam_jax.jobs.sequential import run_sequential
+from selfparam_jax.jobs.settings import SELF, read_settings
+from selfparam_jax.jobs.single import run_single
+from selfparam_jax.jobs.synthesis import draw_unrelated, two_step_documents, write_missing_pairs
+from selfparam_jax.jobs.tracking import check_trackers, track_results
+from selfparam_jax.jobs.workdir import stopped_words
+from selfparam_jax.training.inject import Interrupted
+
+RUNS = {"batch": run_batch, "single": run_single, "sequential": run_sequential, "recommend": run_recommend}
+
+
+def run_job(config: ConfigDict, workdir: str | pathlib.Path) -> dict:
+    """Runs the configured job in a work directory, resuming where an earlier run of it stopped.
+
+    Returns:
+      the content of results.json.
+
+    Raises:
+      ValueError, OSError: input that cannot be used; nothing was written.
+      training.inject.Interrupted, training.trainer.NotFiniteError: training stopped; what was done is saved.
+    """
+    began = time.perf_counter()
+    check_trackers(read_settings(config))
+    compilations = start_backend(config.compilation_cache)
+    with announced("reading and checking all input, loading the model"):
+        job = prepare(config, workdir)
+    finished = job.workdir / "results.json"
+    if finished.exists():
+        logging.info("%s is complete; nothing to do", job.workdir)
+        return files.read_json(finished)
+    logging.info("%s: %d documents, model %s", job.settings.job, len(job.documents), job.model.name)
+    try:
+        job = with_written_texts(job)
+        with Watchdog(job.workdir, job.settings.mesh.stall_limit_s):
+            results = RUNS[job.settings.job](job, began)
+    except Interrupted:
+        raise
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(stopped_words(job.workdir)) from stop
+    track_results(job, results)
+    logging.info(
+        "%d programs compiled or read from the cache (%d of them) in %.0f s",
+        compilations.programs, compilations.from_cache, compilations.seconds,
+    )  # fmt: skip
+    return results
+
+
+def _with_groups(job: Job, documents: list[Document]) -> list[Document]:
+    """The documents with those that are read together for questions that need two of them, in each sequence."""
+    if not job.recipe.targets.two_step_pairs:
+        return documents
+    sources = group_passages(documents)
+    length = {"single": 1, "sequential": job.settings.sequential.length}.get(job.settings.job, len(sources))
+    made, groups = [], []
+    for begin in range(0, len(sources), length):
+        together = [each for source in sources[begin : begin + length] for each in source.passages]
+        found = two_step_documents(together, job.recipe, job.model, job.prompt)
+        made, groups = made + found[: len(together)], groups + found[len(together) :]
+    return made + groups
+
+
+def with_written_texts(job: Job) -> Job:
+    """The job with all that is written for it: pairs, and unrelated text."""
+    recipe, settings = job.recipe, job.settings
+    writes_into_file = recipe.generator.file and recipe.targets.generator != "auto"  # "auto" only reads it
+    path = pathlib.Path(recipe.generator.file) if writes_into_file else job.workdir / "pairs.jsonl"
+    documents = write_missing_pairs(job.documents, recipe, path, job.model, job.prompt)
+    job = dataclasses.replace(job, documents=_with_groups(job, documents))
+    if settings.unrelated == SELF and recipe.targets.unrelated_per_epoch:
+        path, size = job.workdir / "unrelated.jsonl", settings.eval.batch_size
+        texts = draw_unrelated(job.model, job.prompt, recipe, settings.texts_wanted, path, size)
+        job = dataclasses.replace(job, unrelated=texts)
+    return job

@@ -1,0 +1,76 @@
+"""Job `sequential`: one document after the other into the same weights, all questions after each."""
+
+import functools
+import time
+
+import numpy as np
+
+from selfparam_jax.checkpoints.export import merge_for_export, save_model
+from selfparam_jax.evaluation import questions
+from selfparam_jax.jobs.bars import announced
+from selfparam_jax.jobs.evaluation import measure_systems
+from selfparam_jax.jobs.inputs import Job
+from selfparam_jax.jobs.progress import open_hooks
+from selfparam_jax.jobs.results import mean_drift, tokens_per_second, write_results
+from selfparam_jax.jobs.single import gather_lines
+from selfparam_jax.jobs.tracking import job_tracking
+from selfparam_jax.reports import sequence as sequence_report
+from selfparam_jax.sequential import sequence as sequences
+from selfparam_jax.sequential.summary import summarize_sequences
+
+
+def sequence_setup(job: Job) -> sequences.SequenceSetup:
+    """What all injections of the job share."""
+    return sequences.SequenceSetup(
+        job.model,
+        job.recipe,
+        job.settings.sequential,
+        job.unrelated,
+        job.general,
+        job.settings.eval.batch_size,
+        job.record,
+        functools.partial(open_hooks, tracking=job_tracking(job, job.documents)),
+    )
+
+
+def sequences_of(job: Job) -> list[sequences.DocumentSequence]:
+    """The job's documents cut into sequences."""
+    return sequences.split_documents(job.documents, job.settings.sequential, job.workdir / "sequences")
+
+
+def run_sequential(job: Job, began: float) -> dict:
+    """Runs the job; `began` is when, by `time.perf_counter`. Returns the content of results.json."""
+    loaded = time.perf_counter()
+    answers = measure_systems(job)
+    bounded = time.perf_counter()
+    setup, cut = sequence_setup(job), sequences_of(job)
+    done = []
+    for sequence in cut:
+        done.append(sequences.run_sequence(setup, sequence))
+        sequence_report.write_report(job.workdir, summarize_sequences(done))
+    directories = [each.injection_directory(i) for each in cut for i in range(len(each.sources))]
+    gather_lines(job.workdir, [source.id for each in cut for source in each.sources], directories)
+    notes = [note for sequence in done for note in sequence["notes"]]
+    names = ("teacher_s", "train_s", "steps", "sentence_tokens")
+    totals = {name: sum(note[name] for note in notes) for name in names}
+    timing = {
+        "total_s": time.perf_counter() - began,
+        "load_s": loaded - began,
+        "bounds_s": bounded - loaded,
+        "teacher_s": totals["teacher_s"],
+        "train_s": totals["train_s"],
+        "evaluate_s": sum(row["seconds"] for sequence in done for row in sequence["rows"]),
+        "injection_s": float(np.mean([note["seconds"] for note in notes])),
+        "sentence_tokens_per_s": tokens_per_second(totals["train_s"], totals["sentence_tokens"]),
+    }
+    if (dtype := job.settings.export_dtype) and len(cut) == 1:
+        with announced(f"merging all adapters into {job.workdir / 'merged'}"):
+            merged = merge_for_export(job.model, cut[0].ledger(job.model).adapters())
+            save_model(merged, job.model, job.workdir / "merged", dtype)
+    injected = []
+    for sequence, found in zip(cut, done, strict=True):
+        injected += questions.match_answers(sequence.documents, found["rows"][-1]["answers"])
+    drift = mean_drift([sequence["rows"][-1]["drift"] for sequence in done])
+    training = {"steps": totals["steps"], "fill": float(np.mean([note["fill"] for note in notes]))}
+    extra = {"sequential": summarize_sequences(done)}
+    return write_results(job, {**answers, "injected": injected}, drift, timing, training, extra)

@@ -1,0 +1,72 @@
+"""Pairs written into a file without training, and a sample of them to read."""
+
+import collections
+import dataclasses
+import pathlib
+
+from ml_collections import ConfigDict
+
+from selfparam_jax.data.prompts import Prompt
+from selfparam_jax.distributed import mesh as meshes
+from selfparam_jax.jobs.inputs import check_lengths, read_documents, start_backend
+from selfparam_jax.jobs.passages import with_passages
+from selfparam_jax.jobs.settings import Settings, read_settings
+from selfparam_jax.jobs.synthesis import write_missing_pairs
+from selfparam_jax.reports.written_pairs import inspect_pairs
+from selfparam_jax.targets.filter_pairs import filter_pairs
+from selfparam_jax.targets.write_pairs import lost_pairs, read_written, written_about
+from selfparam_jax.targets.writers import check_writer
+
+
+def _read(config: ConfigDict) -> Settings:
+    """The settings of a batch job; the file that is written is not read as another's."""
+    settings = read_settings(config)
+    targets = settings.targets
+    if targets.generator in ("none", "auto"):  # documents with pairs get some, too
+        targets = dataclasses.replace(targets, generator="grounded")
+    generator = dataclasses.replace(settings.generator, file="")
+    return dataclasses.replace(settings, job="batch", targets=targets, generator=generator)
+
+
+def write_targets(config: ConfigDict, path: str | pathlib.Path) -> dict:
+    """Writes pairs about the configured documents into a file, without training; continues what is in it.
+
+    Returns:
+      counts: "contexts", and of the pairs those of each reason (`filter_pairs.REASONS`), "written" being all.
+
+    Raises:
+      ValueError, OSError: input that cannot be used.
+    """
+    settings = _read(config)
+    start_backend(settings.compilation_cache)
+    mesh = meshes.make_mesh(config=settings.mesh)
+    _, documents, load = read_documents(settings, mesh)
+    recipe = settings.recipe.fit_to(mesh)
+    documents = with_passages(documents, recipe, load)
+    needed = settings.targets.generator == "local" or settings.generator.teacher_scores
+    model = load() if needed else None
+    prompt = Prompt(recipe.prompt, model.tokenizer, model.end_ids) if model else None
+    if model:
+        check_lengths(model, prompt, documents)
+    check_writer(recipe.generator, model, recipe.endpoint)
+    write_missing_pairs(documents, recipe, pathlib.Path(path), model, prompt)
+    written = read_written(path)
+    counts = collections.Counter(contexts=len(documents))
+    for document in documents:
+        counts.update(filter_pairs(written_about(document, written), document.qa_pairs, recipe.generator)[1])
+    if not counts["kept"]:
+        why = lost_pairs(documents, written, recipe.generator) or "no reply held a pair"
+        raise ValueError(
+            f"{path}: none of {counts['written']} written pairs is used: {why}. They are kept in the file: change "
+            "the setting, which asks for nothing again, or have others written"
+        )
+    return dict(counts)
+
+
+def inspect_targets(config: ConfigDict, path: str | pathlib.Path, count: int) -> str:
+    """A readable sample of a pairs file: up to `count` pairs per configured document, with scores and reasons."""
+    settings = _read(config)
+    mesh = meshes.make_mesh(config=settings.mesh)
+    _, documents, load = read_documents(settings, mesh)
+    documents = with_passages(documents, settings.recipe, load)
+    return inspect_pairs(documents, read_written(path), settings.recipe.generator, count, settings.seed)

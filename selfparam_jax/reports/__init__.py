@@ -1,0 +1,1 @@
+"""Records of finished jobs and comparisons as tables and pictures."""

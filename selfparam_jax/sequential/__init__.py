@@ -1,0 +1,1 @@
+"""Documents one after another: replay, orthogonality, ledger."""

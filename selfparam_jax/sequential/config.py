@@ -1,0 +1,54 @@
+"""Settings of job `sequential`."""
+
+import dataclasses
+import math
+
+TEACHERS = ("current", "original")
+
+
+@dataclasses.dataclass(frozen=True)
+class SequentialConfig:
+    """How documents follow one another, and what is done against forgetting.
+
+    Attributes:
+      length: documents in a sequence; 0 shares all documents evenly among the sequences.
+      sequences: how many sequences; each starts from the untouched base with the documents that follow.
+      teacher: who teaches: "current", the model as the injections before left it (as published), or "original", the
+        untouched base. Both read the document in the prompt.
+      replay_pairs: pairs of every injection that are stored with their teacher's states for later ones; 0: none.
+      replay_per_epoch: stored pairs that an epoch of a later injection goes over.
+      replay_weight: factor of the replayed pairs' losses.
+      self_generated_per_epoch: pairs that the current model generates by itself, without any document, and that an
+        epoch keeps it unchanged on; 0: none.
+      orthogonal: keep each adapter orthogonal to what the earlier ones read.
+      fresh_texts: every injection draws unrelated texts of its own where there are enough; else all share the same.
+
+    Raises:
+      ValueError: a value outside its range, or only one of `replay_pairs` and `replay_per_epoch` is set.
+    """
+
+    length: int = 20
+    sequences: int = 1
+    teacher: str = "current"
+    replay_pairs: int = 0
+    replay_per_epoch: int = 0
+    replay_weight: float = 1.0
+    self_generated_per_epoch: int = 0
+    orthogonal: bool = False
+    fresh_texts: bool = False
+
+    def __post_init__(self):
+        for name, least in (("length", 0), ("sequences", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"sequential.{name} = {getattr(self, name)}, expected at least {least}")
+        for name in ("replay_pairs", "replay_per_epoch", "replay_weight", "self_generated_per_epoch"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"sequential.{name} = {getattr(self, name)}, expected at least 0")
+        if self.teacher not in TEACHERS:
+            raise ValueError(f"sequential.teacher = {self.teacher!r}, expected 'current' or 'original'")
+        if bool(self.replay_pairs) != bool(self.replay_per_epoch):
+            raise ValueError(
+                f"sequential.replay_pairs = {self.replay_pairs} and replay_per_epoch = {self.replay_per_epoch}, "
+                "expected both 0 or both more: how many pairs of each document are stored, and how many of all "
+                "stored ones an epoch goes over"
+            )

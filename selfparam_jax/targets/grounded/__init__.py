@@ -1,0 +1,1 @@
+"""Question-answer pairs made from the sentences of a document by rules of English grammar."""

@@ -1,0 +1,308 @@
+"""Questions put together from the parts of a clause, and named after what the document is about."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+from selfparam_jax.targets.grounded import words as w
+from selfparam_jax.targets.grounded.clauses import Clause
+from selfparam_jax.targets.grounded.discourse import Topic
+from selfparam_jax.targets.grounded.phrases import TITLES, NounPhrase, place_of, text_of, type_noun
+from selfparam_jax.targets.grounded.rendering import (
+    has_pronoun,
+    is_kept,
+    is_needed,
+    lower,
+    mark,
+    same_form,
+    synonyms,
+    verb_text,
+)
+from selfparam_jax.targets.grounded.words import Word, inflect
+
+LONGEST_ANSWER = 9  # words
+_ALWAYS_NAMED = re.compile(r"\b[A-Z0-9][\w'’&-]*")
+_AREAS = frozenset(
+    ("town", "city", "village", "street", "road", "lane", "county", "country", "valley", "region", "district")
+)
+# A noun phrase to which "of ..." can be joined: at the end of a question, or before its verb.
+_DEFINITE = re.compile(
+    r"\b(?:the|a|an) (?:[\w-]+ ){0,2}[\w-]+(?=$|(?: (?:made|held|led|cost|rise|last|begin|start|take|weigh|open"
+    r"|closed|due|valid|available|be)\b))"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """A question with its answer.
+
+    Attributes:
+      question: as it is asked.
+      answer: words of the document.
+      kind: of the answer: "who", "what", "when", "where", "how many", "how much", "how long", "how often", "why".
+      form: how it is put: "direct", "echo", "indirect", "synonym", "passive", "named".
+      about: which part of the clause is asked for; drafts with the same one ask for the same fact.
+    """
+
+    question: str
+    answer: str
+    kind: str
+    form: str
+    about: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Ask:
+    """How one part is asked for: question words that stand in front, and at its place."""
+
+    front: tuple[str, ...]
+    answer: str
+    kind: str
+    stranded: str = ""  # a preposition that stays behind
+
+
+class Composer:
+    """Puts questions about the clauses of one document together."""
+
+    def __init__(self, topic: Topic, people: frozenset[str]):
+        self._topic, self._people = topic, people
+
+    def _inverted(
+        self, clause: Clause, n: int, ask: Ask, form: str = "direct", echo: bool = True, keep_rest: bool = True
+    ) -> Iterator[Draft]:
+        """Questions for the n-th phrase of `rest`: inverted, in the order of a statement, and indirect."""
+        if not ask.answer or len(ask.answer.split()) > LONGEST_ANSWER + 4:
+            return
+        about = f"{clause.rest[n].kind} {n}"
+        prep = clause.rest[n].preposition if clause.rest[n].kind == "pp" else ""
+        for k, (front, rest) in enumerate(
+            (front, rest) for front in ask.front for rest in (self._rests(clause, n) if keep_rest else [""])
+        ):
+            name = form if k == 0 else "named" if front != ask.front[0] else form
+            end = f"{rest} {ask.stranded}".strip() if ask.stranded else rest
+            if ask.stranded and rest and clause.rest[n].kind == "pp" and not _core_before(clause, n):
+                end = f"{ask.stranded} {rest}"
+            turned = self._turned(clause)
+            yield Draft(mark(f"{front} {turned} {end}"), ask.answer, ask.kind, name, about)
+            if k == 0 and not clause.order:
+                subject = self._subject(clause)
+                low = front[:1].lower() + front[1:]
+                yield Draft(
+                    mark(f"Can you tell me {low} {subject} {verb_text(clause)} {end}"),
+                    ask.answer,
+                    ask.kind,
+                    "indirect",
+                    about,
+                )
+                for other in synonyms(clause, plain=True):
+                    yield Draft(
+                        mark(f"{front} {self._turned(clause, other)} {end}"), ask.answer, ask.kind, "synonym", about
+                    )
+        if echo and not clause.order and clause.subject is not None:
+            subject = self._subject(clause)
+            front = ask.front[-1]
+            lead = front[:1].lower() + front[1:]
+            if ask.stranded:
+                lead = f"{ask.stranded} {lead}" if not lead.startswith("who") else f"{ask.stranded} whom"
+            before, after = self._around(clause, n)
+            plain = lead in ("when", "where", "why", "how often", "how long", "who", "what") or not prep
+            if plain or lead.split()[0] in (prep, *ask.stranded.split()):
+                yield Draft(
+                    mark(f"{subject[:1].upper() + subject[1:]} {verb_text(clause)} {before} {lead} {after}"),
+                    ask.answer,
+                    ask.kind,
+                    "echo",
+                    about,
+                )
+
+    def _turned(self, clause: Clause, other: str = "") -> str:
+        """Auxiliary, subject and the rest of the verb; `other` is another verb's infinitive."""
+        group, subject = clause.verb, self._subject(clause)
+        chain = " " + text_of(group.chain) if group.chain else ""
+        if clause.order:
+            negative = "not " if group.negative else ""
+            after = text_of(group.words[group.main + 1 :])
+            return (
+                f"should you {negative}{other or w.verb_lemma(group.words[group.main].text)} {after}{chain}".strip()
+            )
+        lead = [
+            word.text for word in group.words[: group.aux if group.aux is not None else group.main] if is_kept(word)
+        ]
+        if group.aux is not None:
+            if other and group.passive:
+                rest = [word.text for word in group.words[group.aux + 1 : group.main] if is_kept(word)] + [
+                    _participle_of(other)
+                ]
+            elif other:
+                rest = [word.text for word in group.words[group.aux + 1 : group.main] if is_kept(word)] + [
+                    same_form(other, group.words[group.main].tag)
+                ]
+            else:
+                rest = [word.text for word in group.words[group.aux + 1 :] if is_kept(word)]
+            return " ".join([group.words[group.aux].text.lower(), subject, *lead, *rest]) + chain
+        main = group.words[group.main]
+        auxiliary = {"VBD": "did", "VBZ": "does"}.get(main.tag, "do")
+        if clause.there:
+            return f"{main.text} there"
+        after = [word.text for word in group.words[group.main + 1 :]] if not other else []
+        return " ".join([auxiliary, subject, *lead, other or w.verb_lemma(main.text), *after]) + chain
+
+    def _subject(self, clause: Clause) -> str:
+        if clause.there:
+            return "there"
+        if clause.subject is None:
+            return "you"
+        words = [word for word in clause.subject.words if word.text not in TITLES]
+        text = lower(text_of(words), words)
+        return text + "".join(" " + phrase.text for phrase in clause.tail)
+
+    def _rests(self, clause: Clause, asked: int | None) -> list[str]:
+        """What else follows the verb: all of it, and only what the verb needs."""
+        whole = [
+            k
+            for k in range(len(clause.rest))
+            if k != asked and clause.rest[k].text.lower() not in ("only", "again", "too", "also")
+        ]
+        needed = [k for k in whole if is_needed(clause, k)]
+        if asked is None and not needed:
+            needed = whole[:1]
+        fronted = [
+            k for k in whole if clause.rest[k].words[0].text[:1].isupper() and not _proper(clause.rest[k].words[0])
+        ]
+        found = []
+        for chosen in (needed, whole):
+            order = [k for k in chosen if k not in fronted] + [k for k in chosen if k in fronted]
+            text = " ".join(lower(clause.rest[k].text, clause.rest[k].words) for k in order)
+            if has_pronoun(
+                [word for k in order for word in clause.rest[k].words],
+                ok=("itself", "themselves", "himself", "herself"),
+            ):
+                continue
+            if text not in found:
+                found.append(text)
+        return found
+
+    def _around(self, clause: Clause, n: int) -> tuple[str, str]:
+        needed = [
+            k
+            for k in range(len(clause.rest))
+            if k != n and is_needed(clause, k) and clause.rest[k].text.lower() != "only"
+        ]
+        before = " ".join(lower(clause.rest[k].text, clause.rest[k].words) for k in needed if k < n)
+        after = " ".join(lower(clause.rest[k].text, clause.rest[k].words) for k in needed if k > n)
+        return before, after
+
+    def _answer(self, found: NounPhrase) -> str:
+        """A noun phrase as an answer: without article; of "the engineer Dorota Finch" the name."""
+        kind = self._kind(found)
+        name = found.name
+        whole = len(found.words) > found.core
+        if place_of(found):
+            return text_of(place_of(found))
+        if name and type_noun(found) and not whole and found.words[-1] is name[-1] and found.words[0].tag != "NNP":
+            return text_of(name)
+        if kind == "person" and name and not whole and not found.joined and found.words[-1] is name[-1]:
+            return text_of([word for word in name if word.text not in TITLES])
+        words = list(found.words)
+        if words[0].low in ("the", "a", "an"):
+            words = words[1:]
+        return lower(text_of(words), words)
+
+    def _kind(self, found: NounPhrase) -> str:
+        return found.kind(self._people)
+
+    def _is_person(self, found: NounPhrase) -> bool:
+        return self._kind(found) == "person" or (
+            found.joined
+            and found.has_name
+            and all(word.text in self._people for word in found.words if word.tag == "NNP")
+        )
+
+    def _named(self, draft: Draft) -> Iterator[Draft]:
+        """The draft, or where it names nothing, with the document's topic in it."""
+        question = draft.question
+        if not question or _says(question, draft.answer) or len(draft.answer) < 1:
+            return
+        found = [
+            match[0] for match in _ALWAYS_NAMED.finditer(question) if match.start() and not match[0][0].isdigit()
+        ]
+        found = [name for name in found if name not in w.MONTHS and name.rstrip("s") not in w.DAYS]
+        first = question.split()[0]
+        if (
+            not found
+            and first.isalpha()
+            and first not in w.MONTHS + w.DAYS
+            and not w.is_known(first)
+            and first.lower() not in ("who", "what", "which", "whom")
+        ):
+            found = [first]  # "Quenbarrow was founded ..."
+        if draft.answer.lower() == self._topic.bare.lower() and (draft.form != "direct" or _content(question) < 3):
+            return
+        asks_for_topic = draft.answer.lower() == self._topic.bare.lower() or self._topic.bare in draft.answer
+        if found or not self._topic.name or asks_for_topic or self._topic.bare.lower() in question.lower():
+            yield draft
+            return
+        topic = self._topic
+        lead = {"group": "At", "place": "In", "product": "With", "person": "Concerning"}[topic.kind]
+        lead = "At" if lead == "In" and topic.nouns and not topic.nouns & _AREAS else lead
+        lead = "In" if topic.bare.lower().endswith("project") else "For" if draft.kind == "where" else lead
+        if draft.form == "indirect":
+            if topic.kind in ("group", "place") and draft.kind != "where":
+                yield dataclasses.replace(draft, question=f"{question[:-1]} {lead.lower()} {topic.name}?")
+            return
+        low = question[:1].lower() + question[1:]
+        yield dataclasses.replace(draft, question=f"{lead} {topic.name}, {low}")
+        if draft.form == "direct":
+            other = "Regarding" if lead in ("For", "Concerning") else "For"
+            yield dataclasses.replace(draft, question=f"{other} {topic.name}, {low}", form="prefix")
+        body = question[:-1]
+        if topic.kind in ("group", "place"):
+            if draft.kind != "where" and len(body.split()) <= 12:
+                yield dataclasses.replace(draft, question=f"{body} {lead.lower()} {topic.name}?")
+            return
+        match = _DEFINITE.search(body) if topic.kind == "product" else None
+        before = body[: match.start()].split()[-1:] if match else []
+        if (
+            match
+            and match.end() == len(body)
+            and (draft.about != "subject" or (before and before[0] in w.PREPOSITIONS))
+        ):
+            match = None  # what ends the question is its verb, or belongs to something else
+        if match:
+            yield dataclasses.replace(draft, question=f"{body[: match.end()]} of {topic.name}{body[match.end() :]}?")
+
+
+def _content(question: str) -> int:
+    """How many words of a question say something: numbers and names, nouns, verbs."""
+    little = (
+        w.PREPOSITIONS
+        | w.DETERMINERS
+        | w.BE
+        | w.HAVE
+        | w.DO
+        | w.MODALS
+        | w.ADVERBS
+        | {"who", "what", "which", "to", "you", "and", "is"}
+    )
+    found = [word for word in re.findall(r"[\w'’.,]+", question) if word.lower().strip(".,") not in little]
+    return len(found) + sum(word[0].isdigit() or word[0].isupper() for word in found[1:])
+
+
+def _participle_of(verb: str) -> str:
+    first, _, rest = verb.partition(" ")
+    return f"{inflect(first, 'VBN')} {rest}".strip()
+
+
+def _proper(word: Word) -> bool:
+    return word.tag == "NNP"
+
+
+def _core_before(clause: Clause, n: int) -> bool:
+    return any(is_needed(clause, k) for k in range(len(clause.rest)) if k < n)
+
+
+def _says(question: str, answer: str) -> bool:
+    """Whether a question gives its answer away."""
+    plain = re.sub(r"\W+", " ", question.lower()).strip()
+    wanted = re.sub(r"\W+", " ", answer.lower()).strip()
+    return bool(wanted) and f" {wanted} " in f" {plain} "

@@ -1,0 +1,175 @@
+"""Orbax checkpoints of what training changes: adapter, optimizer state and step, with JSON beside them.
+
+Never the base: it is not modified, and its fingerprint in the JSON says which one belongs to an adapter.
+"""
+
+import os
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+from selfparam_jax.distributed.mesh import all_agree
+from selfparam_jax.distributed.processes import barrier, is_main_process
+
+ARRAYS = ("lora", "optimizer")
+
+
+class Checkpoints:
+    """The checkpoints of one injection; the newest ones are kept. Use as a context manager: leaving waits for writes.
+
+    A checkpoint counts only if its record and arrays can be read. A damaged one is named in a warning and skipped;
+    `save` moves it out of the way, to the name damaged-STEP.
+    """
+
+    def __init__(self, directory: str | os.PathLike, keep: int = 2):
+        self._directory = pathlib.Path(directory).absolute()
+        options = ocp.CheckpointManagerOptions(preservation_policy=ocp.checkpoint_managers.LatestN(keep), create=True)
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._good: set[int] = set()
+        self._damaged: set[int] = set()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint that can be read, or None if there is none yet; all processes must call it.
+
+        Raises:
+          ValueError: there are checkpoints, and none of them can be read.
+        """
+        self._manager.wait_until_finished()
+        lost = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            if self._is_good(step):
+                return step
+            lost += [step] if self._has_files(step) else []
+        if lost:
+            raise ValueError(
+                f"{self._directory}: none of the checkpoints can be read (steps {', '.join(map(str, lost))}; see the "
+                "warnings above). Restore one from a copy, or remove the directory to train from the first step"
+            )
+        return None
+
+    def steps(self) -> list[int]:
+        """Steps of all checkpoints that can be read, ascending; all processes must call it."""
+        self._manager.wait_until_finished()
+        return [step for step in sorted(self._manager.all_steps()) if self._is_good(step)]
+
+    def _is_good(self, step: int) -> bool:
+        """Whether every process can read a checkpoint; a damaged one is named in a warning, once."""
+        if step in self._good or step in self._damaged:
+            return step in self._good
+        problem = self._problem(step)
+        if all_agree([problem is None])[0]:
+            self._good.add(step)
+            return True
+        logging.warning("%s", f"checkpoint {self._directory / str(step)} is damaged and skipped: {problem}")
+        self._damaged.add(step)
+        return False
+
+    def _problem(self, step: int) -> str | None:
+        """What keeps a checkpoint from being read, in a line; None for a good one."""
+        if not self._has_files(step):
+            return "the directory is empty"
+        try:
+            self.read_record(step)
+            for name in ARRAYS:
+                self._read_arrays(self._directory / str(step) / name)
+        except Exception as error:  # damaged files can raise anything; the line is part of the warning
+            cause = error.__cause__ or error  # the reader's own error says more than Orbax's around it
+            return f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0][:300]}"
+        return None
+
+    def _has_files(self, step: int) -> bool:
+        return any(path.is_file() for path in (self._directory / str(step)).rglob("*"))
+
+    @staticmethod
+    def _read_arrays(path: pathlib.Path) -> None:
+        """Reads all arrays of an item. Every process reads alone, so that none waits for one that fails."""
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(),
+            active_processes={jax.process_index()},
+            barrier_sync_key_prefix=f"process_{jax.process_index()}",
+        )
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        found = handler.metadata(path)
+        if found is None:
+            raise ValueError(f"{path.name} has no metadata")
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), found.tree)
+        handler.restore(path, args=ocp.args.StandardRestore(like))
+
+    def save(self, step: int, lora: dict, optimizer: Any, record: dict) -> None:
+        """Starts writing a checkpoint; arrays are copied before this returns, the disk is written after.
+
+        Args:
+          step: number of steps done.
+          lora: the adapter.
+          optimizer: the optimizer's state.
+          record: JSON values that are kept beside the arrays.
+        """
+        if not self._good:
+            self.latest()  # finds what is damaged
+        self._set_damaged_aside()
+        arguments = ocp.args.Composite(
+            lora=ocp.args.StandardSave(lora),
+            optimizer=ocp.args.StandardSave(optimizer),
+            record=ocp.args.JsonSave(record),
+        )
+        self._manager.save(step, args=arguments)
+
+    def _set_damaged_aside(self) -> None:
+        # Orbax would take a damaged checkpoint for a good one: it would not save that step again, and would delete
+        # older, good ones instead.
+        if not self._damaged:
+            return
+        barrier("damaged checkpoints")
+        if is_main_process():
+            for step in self._damaged:
+                place, number = self._directory / f"damaged-{step}", 1
+                while place.exists():
+                    place, number = self._directory / f"damaged-{step}-{number}", number + 1
+                (self._directory / str(step)).rename(place)
+        barrier("damaged checkpoints are out of the way")
+        self._damaged.clear()
+        self._manager.reload()
+
+    def read_record(self, step: int) -> dict:
+        """The JSON of a checkpoint."""
+        arguments = ocp.args.Composite(record=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=arguments)["record"]
+
+    def read_adapter(self, step: int, sharding: jax.sharding.Sharding) -> dict:
+        """The adapter of a checkpoint, in the shapes in which it was saved: one that was continued has its own ranks.
+
+        Args:
+          step: of a checkpoint that `latest` returned.
+          sharding: of every factor.
+        """
+        found = ocp.StandardCheckpointHandler().metadata(self._directory / str(step) / "lora")
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), found.tree)
+        return self.restore(step, lora=like)["lora"]
+
+    def restore(self, step: int, **like) -> dict:
+        """Items of a checkpoint by name (`lora`, `optimizer`), each like the tree given for it.
+
+        Args:
+          step: of a checkpoint that `latest` returned.
+          **like: for each item a tree with its structure, shapes, dtypes and shardings.
+
+        Returns:
+          the items by name.
+
+        Raises:
+          ValueError: an item differs in structure or shape from what was saved.
+        """
+        abstract = {name: jax.tree.map(ocp.utils.to_shape_dtype_struct, tree) for name, tree in like.items()}
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        return dict(self._manager.restore(step, args=ocp.args.Composite(**items)))

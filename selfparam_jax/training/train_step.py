@@ -1,0 +1,221 @@
+"""One step of training on the adapter, as pure functions of arrays, and its compiled form over a mesh."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from selfparam_jax.distributed.mesh import replicated, split_rows
+from selfparam_jax.models.decoder import Decoder, output_head
+from selfparam_jax.models.shardings import parameter_shardings
+from selfparam_jax.training.losses import DEFAULT_CHUNK, Signal, chunked_loss
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What training changes: the adapter, the optimizer's state, and the number of steps done."""
+
+    lora: dict
+    opt_state: optax.OptState
+    step: jax.Array
+
+
+@flax.struct.dataclass
+class Batch:
+    """Rows of one step, and what the loss compares.
+
+    Where gradients are accumulated, every array has one more axis in front: the parts, one after another.
+
+    Attributes:
+      input_ids: int32 [B, T].
+      positions: int32 [B, T].
+      segments: int32 [B, T].
+      index: int32 [S, N]: the positions with loss of each of S groups of rows (one group per part of the mesh that
+        rows are split over), counted through the group's rows laid end to end.
+      signal: the teacher's states, targets and weights at these positions.
+    """
+
+    input_ids: jax.Array
+    positions: jax.Array
+    segments: jax.Array
+    index: jax.Array
+    signal: Signal
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """How the student is compared with the teacher: arguments of `losses.chunked_loss`."""
+
+    temperature: float = 1.0
+    chunk: int = DEFAULT_CHUNK
+
+
+def init_state(lora: dict, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState(lora, optimizer.init(lora), jnp.zeros((), jnp.int32))
+
+
+def student_loss(lora, params, batch: Batch, dropout_key, model: Decoder, loss: LossConfig):
+    """The loss of one batch under the adapter: the KL to the teacher, the next-token loss, or both.
+
+    Args:
+      lora: the adapter.
+      params: of the frozen base.
+      batch: its signal decides which losses are taken.
+      dropout_key: used if the model has dropout on the adapter's inputs.
+      model: the student.
+      loss: temperature and chunk size.
+
+    Returns:
+      (sum of weighted losses, sum of weights), float32 scalars.
+    """
+    hidden, _ = model.apply(
+        {"params": params, "lora": lora},
+        batch.input_ids,
+        batch.positions,
+        batch.segments,
+        deterministic=model.lora_dropout == 0.0,
+        rngs={"dropout": dropout_key},
+    )
+    flat = hidden.reshape(batch.index.shape[0], -1, hidden.shape[-1])  # [S, B / S * T, D]
+    states = jnp.take_along_axis(flat, batch.index[:, :, None], axis=1)  # [S, N, D]
+    # Gathered once, before the loop over chunks: in it, every chunk would gather it again.
+    head = output_head(params, model.config, model.sharding)
+    return chunked_loss(states, head, batch.signal, loss.temperature, loss.chunk)
+
+
+def project_lora(lora: dict, basis: dict) -> dict:
+    """An adapter whose `a` reads nothing of the directions that the columns of a basis span.
+
+    Args:
+      lora: the adapter, `a` [L, D, R].
+      basis: a tree like the adapter's with `basis` [L, D, R'], orthonormal or zero columns, in place of `a` and `b`.
+
+    Returns:
+      the adapter with `a` - basis basisᵀ `a`, layer by layer.
+    """
+
+    def project(factors, frozen):
+        overlap = jnp.einsum("lds,ldr->lsr", frozen["basis"], factors["a"])
+        return {**factors, "a": factors["a"] - jnp.einsum("lds,lsr->ldr", frozen["basis"], overlap)}
+
+    return jax.tree.map(project, lora, basis, is_leaf=lambda tree: "a" in tree)
+
+
+def orthonormal_basis(adapters: Sequence[dict], width: int) -> dict:
+    """The directions that some adapters read: a basis for `project_lora`, filled up with zero columns to `width`.
+
+    Args:
+      adapters: trees of `a` [L, D, R] and `b`, at least one.
+      width: columns of the basis, for all adapters that there will be.
+
+    Raises:
+      ValueError: together they would read every direction of a layer's input.
+    """
+
+    def span(*factors):
+        reads = np.concatenate([np.asarray(entry["a"], np.float32) for entry in factors], axis=2)  # [L, D, R']
+        if width >= reads.shape[1]:
+            raise ValueError(
+                f"sequential.orthogonal: {width} directions are to be kept free of {reads.shape[1]}; "
+                "lower lora.rank or sequential.length"
+            )
+        basis = np.linalg.qr(reads)[0]
+        missing = width - basis.shape[2]
+        return {"basis": jnp.asarray(np.pad(basis, ((0, 0), (0, 0), (0, missing))))}
+
+    return jax.tree.map(span, *adapters, is_leaf=lambda tree: "a" in tree)
+
+
+def train_step(
+    state: TrainState,
+    params: dict,
+    batch: Batch,
+    key: jax.Array,
+    basis: dict | None = None,
+    *,
+    model: Decoder,
+    update: Callable,
+    loss: LossConfig,
+) -> tuple[TrainState, dict]:
+    """One optimizer step on the adapter. Pure; jitted in `compile_step`.
+
+    Args:
+      state: adapter, optimizer state and number of steps done.
+      params: of the frozen base.
+      batch: rows and signal; with one more axis in front, gradients are accumulated over it.
+      key: of the dropout; folded with the number of the step.
+      basis: what the adapter is kept orthogonal to (`project_lora`), if given.
+      model: the student.
+      update: of an optimizer.
+      loss: temperature and chunk size.
+
+    Returns:
+      the next state and {'loss', 'grad_norm'}; the loss is the mean per unit of weight, before the step.
+    """
+
+    key = jax.random.fold_in(key, state.step)
+
+    def sums(lora, part, key):
+        lora = lora if basis is None else project_lora(lora, basis)
+        return student_loss(lora, params, part, key, model, loss)
+
+    gradients = jax.value_and_grad(sums, has_aux=True)
+
+    def add(before, part):
+        (total, count), gradient = gradients(state.lora, part, jax.random.fold_in(key, before[2]))
+        return jax.tree.map(jnp.add, before, (total, count, 1, gradient)), None
+
+    if batch.input_ids.ndim == 2:
+        (total, count), gradient = gradients(state.lora, batch, key)
+    else:
+        nothing = (jnp.float32(0), jnp.float32(0), 0, jax.tree.map(jnp.zeros_like, state.lora))
+        (total, count, _, gradient), _ = jax.lax.scan(add, nothing, batch)
+    weight = jnp.maximum(count, 1e-6)
+    mean, gradient = total / weight, jax.tree.map(lambda leaf: leaf / weight, gradient)
+    updates, opt_state = update(gradient, state.opt_state, state.lora)
+    lora = optax.apply_updates(state.lora, updates)
+    metrics = {"loss": mean, "grad_norm": optax.tree.norm(gradient)}
+    return TrainState(lora, opt_state, state.step + 1), metrics
+
+
+def compile_step(
+    model: Decoder,
+    optimizer,
+    mesh: Mesh,
+    loss: LossConfig = LossConfig(),
+    orthogonal: bool = False,
+    accumulate: int = 1,
+    int8: bool = False,
+) -> Callable:
+    """`train_step` jitted over the mesh: rows and weights split, the adapter on every device, the state donated.
+
+    All injections of one recipe share one program, whatever their number of steps, learning rates and seeds.
+
+    Args:
+      model: the student.
+      optimizer: of `make_optimizer`, or any other of optax.
+      mesh: the devices.
+      loss: temperature and chunk size.
+      orthogonal: whether the step takes a basis (`project_lora`) as its last argument.
+      accumulate: number of parts that a batch is cut into (`make_batch`).
+      int8: whether the base's kernels are `Int8Kernel`s.
+
+    Returns:
+      a function of (state, params, batch, key), and the basis if `orthogonal`, to (state, metrics).
+    """
+    return _compiled_step(model, optimizer.update, mesh, loss, orthogonal, int(accumulate > 1), int8)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_step(model, update, mesh, loss, orthogonal, axis_of_rows, int8) -> Callable:
+    same, rows = replicated(mesh), split_rows(mesh, axis_of_rows)
+    step = functools.partial(train_step, model=model, update=update, loss=loss)
+    given = (same, parameter_shardings(mesh, model.config, int8), rows, same, *((same,) if orthogonal else ()))
+    return jax.jit(step, in_shardings=given, out_shardings=(same, same), donate_argnums=0)

@@ -1,0 +1,366 @@
+"""Documents: what is read is exactly what is in the file, and every refusal names its place."""
+
+import dataclasses
+import hashlib
+import json
+
+import pytest
+
+from selfparam_jax.data.documents import (
+    Document,
+    QAPair,
+    Question,
+    digest,
+    digest_documents,
+    digest_texts,
+    load_texts,
+    read_document_files,
+)
+
+RECORD = {
+    "id": "a",
+    "title": "Town",
+    "context": "Founded in 1743.",
+    "questions": [{"question": "When?", "answers": ["1743", "in 1743"]}],
+    "qa_pairs": [{"question": "What year?", "answer": "1743"}],
+}
+CONTEXT = Document(
+    id="a",
+    title="Town",
+    text="Founded in 1743.",
+    questions=(Question("When?", ("1743", "in 1743")),),
+    qa_pairs=(QAPair("What year?", "1743"),),
+)
+
+
+def _file(tmp_path, *lines, name="c.jsonl"):
+    """Writes lines, each a record or the text of a line, and returns the path."""
+    path = tmp_path / name
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_bytes("\n".join(texts).encode())
+    return path
+
+
+def _without(field):
+    return {key: value for key, value in RECORD.items() if key != field}
+
+
+def _message(function, *args, **kwargs):
+    with pytest.raises(ValueError) as caught:
+        function(*args, **kwargs)
+    return str(caught.value)
+
+
+def test_a_record_is_read_whole(tmp_path):
+    assert read_document_files(_file(tmp_path, RECORD)) == [CONTEXT]
+
+
+def test_title_questions_and_pairs_are_optional(tmp_path):
+    assert read_document_files(_file(tmp_path, {"id": "b", "context": "x"})) == [
+        Document(id="b", title="", text="x", questions=(), qa_pairs=())
+    ]
+
+
+def test_byte_order_mark_carriage_returns_and_blank_lines_are_tolerated(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(RECORD).encode() + b"\r\n\r\n  \r\n" + b'{"id":"b","context":"x"}')
+    assert read_document_files(path) == [CONTEXT, Document(id="b", title="", text="x")]
+
+
+def test_a_line_separator_inside_a_string_does_not_end_the_line(tmp_path):
+    path = _file(tmp_path, '{"id": "a", "context": "x\u2028y"}')
+    assert read_document_files(path)[0].text == "x\u2028y"
+
+
+def test_line_numbers_count_blank_lines(tmp_path):
+    path = _file(tmp_path, RECORD, "", "", "{oops")
+    assert "c.jsonl, line 4: got malformed JSON" in _message(read_document_files, path)
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ("{oops", ["malformed JSON", "column 2"]),
+        ("[1, 2]", ["got a list", "expected an object"]),
+        ("3", ["got a number", "expected an object"]),
+        ('{"id": "x", "id": "y", "context": "z"}', ["'id' twice"]),
+        (_without("context"), ["no 'context'"]),
+        ({"id": 1, "context": "x"}, ["'id': got a number"]),
+        ({**RECORD, "context": " \n"}, ["'context': got an empty string"]),
+        ({**RECORD, "context": 7}, ["'context': got a number", "expected a string"]),
+        ({**RECORD, "context": None}, ["'context': got null"]),
+        ({**RECORD, "text": "x"}, ["both 'context' and 'text'"]),
+        ({"id": "a", "text": ""}, ["'text': got an empty string"]),
+        ({**RECORD, "metadata": 1}, ["'metadata': got a number", "expected an object"]),
+        ('{"id": "a", "text": "x", "metadata": {"a": NaN}}', ["'metadata': got NaN or Infinity"]),
+        ('{"id": "a", "text": "x\\ud800"}', ["half of a character", "'\\ud800'"]),
+        ('{"id": "a", "text": "x", "qa_pairs": [{"question": "q", "answer": "\\udfff"}]}', ["half of a character"]),
+        ('{"id": "a", "text": "x", "metadata": {"\\ud83d": 1}}', ["half of a character"]),
+        ({**RECORD, "id": True}, ["'id': got a boolean"]),
+        ({**RECORD, "title": ["x"]}, ["'title': got a list", "expected a string"]),
+        ({**RECORD, "questions": {}}, ["'questions': got an object", "expected a list"]),
+        ({**RECORD, "questions": ["When?"]}, ["questions entry 1", "got a string"]),
+        ({**RECORD, "qa_pairs": "x"}, ["'qa_pairs': got a string", "expected a list"]),
+        ({**RECORD, "contxt": "x"}, ["unknown field 'contxt'", "did you mean 'context'?"]),
+        ({**RECORD, "zzz": "x"}, ["unknown field 'zzz'", "put fields of your own into 'metadata'"]),
+        (
+            {**RECORD, "questions": [{"question": "q", "answer": "x"}]},
+            ["'answer'", "did you mean 'answers'?"],
+        ),
+        ({**RECORD, "questions": [{"question": "q"}]}, ["questions entry 1", "no 'answers'"]),
+        ({**RECORD, "questions": [{"question": "q", "answers": []}]}, ["'answers': []"]),
+        ({**RECORD, "questions": [{"question": "q", "answers": "x"}]}, ["expected 'answers' to be a list"]),
+        (
+            {**RECORD, "questions": [{"question": "q", "answers": ["x", ""]}]},
+            ["'answers': got an empty string"],
+        ),
+        ({**RECORD, "questions": [{"question": "q", "answers": [1743]}]}, ["'answers': got a number"]),
+        ({**RECORD, "questions": [{"answers": ["x"]}]}, ["no 'question'"]),
+        (
+            {**RECORD, "qa_pairs": [RECORD["qa_pairs"][0], {"question": "q"}]},
+            ["qa_pairs entry 2", "no 'answer'"],
+        ),
+        ({**RECORD, "qa_pairs": [{"question": "q", "answer": " "}]}, ["'answer': got an empty string"]),
+        ({**RECORD, "qa_pairs": [{"question": "q", "answers": ["x"]}]}, ["did you mean 'answer'?"]),
+    ],
+)
+def test_a_bad_record_is_refused_with_its_line_and_field(tmp_path, record, words):
+    path = _file(tmp_path, {"id": "first", "context": "good"}, record)
+    message = _message(read_document_files, path)
+    for word in [f"{path}, line 2", "expected", ";", *words]:  # after the semicolon stands what to do
+        assert word in message
+
+
+def test_duplicate_ids_name_both_lines(tmp_path):
+    message = _message(read_document_files, _file(tmp_path, RECORD, "", RECORD))
+    assert "line 3: got the id 'a' again (first in line 1)" in message
+
+
+def test_bytes_that_are_not_utf8_name_line_and_offset(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_bytes(b"\n\n{\xff")
+    message = _message(read_document_files, path)
+    assert "line 3" in message and "byte 0xff at byte offset 3" in message and "UTF-8" in message
+
+
+@pytest.mark.parametrize("load", [read_document_files, load_texts])
+def test_missing_and_empty_files(tmp_path, load):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl: no such file"):
+        load(tmp_path / "nowhere.jsonl")
+    assert "c.jsonl: got an empty file" in _message(load, _file(tmp_path, "", " "))
+
+
+def test_limit_takes_the_first_and_never_falls_short(tmp_path):
+    path = _file(tmp_path, *({"id": name, "context": "x"} for name in "abc"))
+    assert [context.id for context in read_document_files(path, limit=2)] == ["a", "b"]
+    assert len(read_document_files(path, limit=3)) == len(read_document_files(path)) == 3
+    assert "got limit 4, expected 0 (all) to 3" in _message(read_document_files, path, limit=4)
+    assert "got limit -1" in _message(read_document_files, path, limit=-1)
+
+
+def test_a_bad_record_beyond_the_limit_is_still_refused(tmp_path):
+    assert "line 2" in _message(read_document_files, _file(tmp_path, RECORD, "{"), limit=1)
+
+
+def test_ids_select_in_the_order_asked_for(tmp_path):
+    path = _file(tmp_path, *({"id": name, "context": "x"} for name in ("town", "ship", "club")))
+    assert [context.id for context in read_document_files(path, ids=("club", "town"))] == ["club", "town"]
+    assert [context.id for context in read_document_files(path, limit=1, ids=("club", "town"))] == ["club"]
+    assert "got limit 3, expected 0 (all) to 2" in _message(read_document_files, path, limit=3, ids=("club", "town"))
+
+
+def test_bad_ids_are_refused(tmp_path):
+    path = _file(tmp_path, {"id": "town", "context": "x"}, {"id": "ship", "context": "x"})
+    message = _message(read_document_files, path, ids=("twon",))
+    assert "'twon'" in message and "did you mean 'town'?" in message
+    assert "the first is 'town'" in _message(read_document_files, path, ids=("zzz",))
+    assert "'ship' twice" in _message(read_document_files, path, ids=("ship", "town", "ship"))
+    assert "expected a tuple" in _message(read_document_files, path, ids="town")
+
+
+def test_a_folder_is_read_recursively_in_sorted_order(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.md").write_bytes(b"\xef\xbb\xbf# A\r\nline\r\n")
+    (tmp_path / "b.txt").write_text("B\n")
+    (tmp_path / "a.TXT").write_text("first")
+    (tmp_path / "skip.csv").write_text("x")
+    (tmp_path / ".hidden.txt").write_text("x")
+    expected = [
+        Document(id="a", title="", text="first"),
+        Document(id="b", title="", text="B"),
+        Document(id="sub/a", title="A", text="# A\nline"),
+    ]
+    assert read_document_files(tmp_path) == expected
+    assert read_document_files(tmp_path, limit=1, ids=("sub/a",)) == expected[2:]
+
+
+def test_bad_folders_are_refused(tmp_path):
+    (tmp_path / "notes.csv").write_text("x")
+    assert "a folder without text" in _message(read_document_files, tmp_path)
+    (tmp_path / "notes.md").write_text("x")
+    (tmp_path / "notes.txt").write_text("y")
+    message = _message(read_document_files, tmp_path)
+    assert "'notes' again" in message and "notes.md" in message and "notes.txt" in message
+    (tmp_path / "notes.md").write_text("\n ")
+    assert "notes.md: got an empty file" in _message(read_document_files, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("notes.txt", "\ufeff\n # A\r\nline\n", Document("# A\nline", id="notes")),
+        ("notes.md", "intro\n\n#no\n## Two\n# The  mill #\n# Other\n", None),
+        ("my.notes.MD", "no heading", Document("no heading", id="my.notes")),
+    ],
+)
+def test_a_text_file_is_one_document(tmp_path, name, content, expected):
+    path = tmp_path / name
+    path.write_bytes(content.encode())
+    expected = expected or Document(content.strip(), title="The  mill", id="notes")
+    assert read_document_files(path) == [expected]
+    assert read_document_files(path, ids=(expected.id,)) == [expected]
+    path.write_bytes(b"\n")
+    assert f"{name}: got an empty file" in _message(read_document_files, path)
+    path.write_bytes(b"a\n\xff")
+    assert "line 2: got byte 0xff at byte offset 2, expected UTF-8" in _message(read_document_files, path)
+
+
+def test_a_record_without_an_id_is_named_by_its_text(tmp_path):
+    assert read_document_files(_file(tmp_path, _without("id"))) == [dataclasses.replace(CONTEXT, id="")]
+
+
+def test_the_text_may_be_called_text_and_metadata_is_kept(tmp_path):
+    metadata = {"source": "archive", "pages": [1, 2], "nested": {"x": None}}
+    record = {"id": "a", "text": "x", "metadata": metadata}
+    (found,) = read_document_files(_file(tmp_path, record))
+    assert found == Document("x", id="a", metadata=metadata)
+    assert found.metadata == metadata and found != Document("x", id="a")
+    assert hash(found) == hash(Document("x", id="a")), "a document can be put into a set"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"text": ""}, "Document.text: got an empty string, expected text"),
+        ({"text": " \n"}, "Document.text: got an empty string"),
+        ({"text": None}, "Document.text: got null, expected a string"),
+        ({"text": "x", "title": 1}, "Document.title: got a number"),
+        ({"text": "x", "questions": "When?"}, "Document.questions: got 'When?', expected a tuple of Question"),
+        ({"text": "x", "qa_pairs": [("When?", "1743")]}, "expected a tuple of QAPair"),
+        ({"text": "x", "metadata": {"a": object}}, "Document.metadata: got"),
+        ({"text": "x", "metadata": {"a": float("nan")}}, "expected a dict of JSON values"),
+        ({"text": "x", "metadata": [1]}, "expected a dict of JSON values"),
+        ({"text": "x\ud800"}, "half of a character (the lone surrogate '\\ud800') at character 1"),
+        ({"text": "x", "id": "\ud800"}, "half of a character"),
+        ({"text": "x", "questions": (Question("q", ("a", "\udc00")),)}, "half of a character"),
+    ],
+)
+def test_a_document_in_memory_is_checked(fields, words):
+    message = _message(Document, **fields)
+    assert words in message and "\n" not in message
+    message.encode()
+
+
+def test_a_document_in_memory_has_a_name_and_takes_lists():
+    one, other = Document("x", qa_pairs=[QAPair("q", "a")]), Document("y")
+    assert one.qa_pairs == (QAPair("q", "a"),)
+    assert one.id == Document("x").id != other.id and one.id.startswith("document-")
+
+
+def test_what_cannot_be_read_is_an_error_of_one_line(tmp_path):
+    empty, folder = tmp_path / "empty", tmp_path / "c.jsonl"
+    empty.mkdir()
+    folder.mkdir()
+    for path in (empty, folder):
+        message = _message(read_document_files, path)
+        assert message.startswith(f"{path}: got a folder without text") and "\n" not in message
+    binary = tmp_path / "paper.doc"
+    binary.write_bytes(b"\xd0\xcf\x11\xe0\x00")
+    assert "paper.doc: got a file of an unknown kind (.doc)" in _message(read_document_files, binary)
+
+
+def test_texts_from_jsonl(tmp_path):
+    path = _file(tmp_path, {"text": "one"}, "", {"text": "two"})
+    assert load_texts(path) == ["one", "two"]
+    assert load_texts(path, limit=1) == ["one"]
+    assert "got limit 3, expected 0 (all) to 2" in _message(load_texts, path, limit=3)
+
+
+def test_texts_from_paragraphs(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\nstill one\r\n \t\r\n\r\n\r\ntwo\r\n")
+    assert load_texts(path) == ["one\nstill one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"txt": "x"}', "did you mean 'text'?"),
+        ("{}", "no 'text'"),
+        ('{"text": ""}', "'text': got an empty string"),
+        ('{"text": 1}', "'text': got a number"),
+        ('"x"', "got a string, expected an object"),
+        ('{"text": "\\ud800"}', "half of a character"),
+    ],
+)
+def test_bad_texts_name_their_line(tmp_path, line, words):
+    message = _message(load_texts, _file(tmp_path, {"text": "one"}, line))
+    assert "c.jsonl, line 2" in message and words in message
+
+
+def test_texts_from_a_folder_are_refused(tmp_path):
+    assert "got a folder" in _message(load_texts, tmp_path)
+
+
+def test_digest_depends_on_every_field_and_on_nothing_else(tmp_path):
+    assert digest(CONTEXT) == digest(read_document_files(_file(tmp_path, dict(reversed(RECORD.items()))))[0])
+    others = [
+        dataclasses.replace(CONTEXT, **change)
+        for change in (
+            {"id": "z"},
+            {"title": "z"},
+            {"text": "z"},
+            {"questions": (Question("When?", ("in 1743", "1743")),)},
+            {"qa_pairs": (QAPair("What year?", "1744"),)},
+            {"metadata": {"source": "archive"}},
+        )
+    ]
+    assert len({digest(context) for context in [CONTEXT, *others]}) == 7
+    assert len(digest(CONTEXT)) == 64
+
+
+def test_a_question_may_have_a_kind_and_need_other_documents(tmp_path):
+    asked = {**RECORD["questions"][0], "kind": "latest", "documents": ["a", "b"]}
+    (found,) = read_document_files(_file(tmp_path, {**RECORD, "questions": [asked]}))
+    assert found.questions == (
+        Question(CONTEXT.questions[0].question, CONTEXT.questions[0].answers, "latest", ("a", "b")),
+    )
+    (plain,) = read_document_files(_file(tmp_path, {**RECORD, "questions": RECORD["questions"][:1]}))
+    without_kind = dataclasses.replace(found, questions=(dataclasses.replace(found.questions[0], kind=""),))
+    assert len({digest(each) for each in (found, plain, without_kind)}) == 3
+    for bad, words in (({"kind": 3}, "'kind': got a number"), ({"documents": "a"}, "'documents': got a string")):
+        with pytest.raises(ValueError, match=words):
+            read_document_files(_file(tmp_path, {**RECORD, "questions": [{**asked, **bad}]}))
+
+
+def test_the_digest_of_a_question_without_these_is_that_of_earlier_versions():
+    document = Document("Text.", id="a", questions=(Question("Who?", ("Ana",)),))
+    record = {
+        "id": "a", "metadata": {}, "qa_pairs": [], "questions": [{"answers": ["Ana"], "question": "Who?"}],
+        "text": "Text.", "title": "",
+    }  # fmt: skip
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    assert digest(document) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_digests_by_id():
+    other = Document("x")
+    assert digest_documents([CONTEXT, other]) == {"a": digest(CONTEXT), other.id: digest(other)}
+    assert digest_documents([]) == {}
+    assert "two documents with the id 'a'" in _message(digest_documents, [CONTEXT, Document("z", id="a")])
+
+
+def test_the_digest_of_texts_depends_on_their_order_and_their_ends():
+    lists = ([], ["a"], ["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""])
+    assert len({digest_texts(texts) for texts in lists}) == len(lists)
+    assert digest_texts(("a", "b")) == digest_texts(["a", "b"]) and len(digest_texts([])) == 64

@@ -1,0 +1,115 @@
+"""Files appear whole or not at all, and hold what was written."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from selfparam_jax.distributed import files
+
+
+def test_lines_and_their_reader_are_inverse(tmp_path):
+    path = tmp_path / "out.jsonl"
+    records = [{"text": 'Zürich\u2028 "quoted"\n|'}, {"text": "t"}]
+    files.write_lines(path, records)
+    assert files.read_lines(path) == records
+    assert "Zürich" in path.read_text(encoding="utf-8")  # readable, not escaped
+    files.write_lines(path, records[:1])
+    assert files.read_lines(path) == records[:1]
+
+
+def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert files.read_lines(path) == [{"step": 1}, {"step": 2}]
+    assert files.read_lines(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize("cut", [b'{"ste', b'{"text": "\xc3', b"\xff", b"nonsense"])
+def test_a_last_line_that_does_not_parse_is_left_out_whatever_its_bytes(tmp_path, cut):
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + cut)
+    assert files.read_lines(path) == [{"step": 1}]
+
+
+def test_a_whole_last_line_without_a_line_break_is_read(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}')
+    assert files.read_lines(path) == [{"step": 1}, {"step": 2}]
+    path.write_text('{"step": 1}')
+    assert files.read_lines(path) == [{"step": 1}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": 1}\n{"a"\n{"a": 2}\n', "line 2: got malformed JSON"),
+        (b'{"a": 1}\n\xff\n', "line 2: got malformed JSON"),
+        (b'{"a": 1}\n5\n', "line 2: got '5', expected one JSON object"),
+        (b'{"a": 1}\n[2]', r"line 2: got '\[2\]', expected one JSON object"),
+        (b'{"a": ["x\\ud83d"]}\n', r"line 1: got half of a character \(the lone surrogate '.ud83d'\) at character 1"),
+        (b'{"\\udc00": 1}', "line 1: got half of a character"),
+    ],
+)
+def test_a_line_that_is_no_object_is_refused_with_its_place(tmp_path, content, message):
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        files.read_lines(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_both_halves_of_a_character_are_text(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(b'{"a": "\\ud83d\\ude00"}\n')
+    assert files.read_lines(path) == [{"a": "\U0001f600"}]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "out.jsonl"
+    files.write_lines(path, [{"text": "old"}])
+    with pytest.raises(TypeError):
+        files.write_lines(path, [{"text": "new"}, {"text": object()}])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_lines(path, [{"x": float("nan")}])
+    with pytest.raises(RuntimeError, match="inside"), files.replacing(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("inside")
+    assert files.read_lines(path) == [{"text": "old"}]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_content_is_on_disk_under_a_temporary_name_before_it_is_renamed(tmp_path, monkeypatch):
+    calls = []
+    replace = files.os.replace
+    monkeypatch.setattr(files.os, "fsync", lambda number: calls.append("fsync"))
+    monkeypatch.setattr(files.os, "replace", lambda a, b: (calls.append((a.parent, b)), replace(a, b)))
+    files.write_lines(tmp_path / "out.jsonl", [{"text": "x"}])
+    assert calls == ["fsync", (tmp_path, tmp_path / "out.jsonl")]
+
+
+def test_write_json_round_trip_with_numpy_numbers(tmp_path):
+    path = tmp_path / "x.json"
+    files.write_json(path, {"a": np.float32(0.5), "b": np.arange(2), "c": "Zürich", "d": None})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": 0.5, "b": [0, 1], "c": "Zürich", "d": None}
+    assert "Zürich" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, np.float32("nan"), np.array([1.0, math.nan])])
+def test_write_json_refuses_nan_and_names_the_place(tmp_path, bad):
+    path = tmp_path / "x.json"
+    path.write_text("old")
+    with pytest.raises(ValueError, match=r"x\.json: .*not finite at scores\.1\.f1"):
+        files.write_json(path, {"n": 1.0, "scores": [{"f1": 0.0}, {"f1": bad}]})
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_write_json_names_a_type_it_cannot_hold(tmp_path):
+    with pytest.raises(TypeError, match="got a set"):
+        files.write_json(tmp_path / "x.json", {"a": {1}})
+
+
+def test_the_digest_of_a_file(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert files.digest(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

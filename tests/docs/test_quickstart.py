@@ -1,0 +1,54 @@
+"""The quickstart as a script and as a notebook, on a tiny model."""
+
+import runpy
+import sys
+from pathlib import Path
+
+from extras import require
+
+import selfparam_jax as sp
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+QUESTIONS = (
+    "In what year was Vessa founded?",
+    "Who founded Vessa?",
+    "Who was Vessa's first teacher?",
+    "What was Orla Tunn's seal called?",
+)
+
+
+def test_the_script_runs(model_dir, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["quickstart.py", str(model_dir)])
+    trained = []
+    inject = sp.inject
+    monkeypatch.setattr(sp, "inject", lambda *given: trained.append(given) or inject(*given, progress=False))
+    runpy.run_path(str(EXAMPLES / "quickstart.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert all(question in printed for question in QUESTIONS)
+    assert printed.count("  before:") == printed.count("  after:") == len(QUESTIONS)
+    ((model, (document,), recipe),) = trained
+    assert (model.source, recipe.train.epochs) == (str(model_dir), 16)
+    asked = {pair.question for pair in document.qa_pairs}
+    assert len(asked) == 8 and not asked & set(QUESTIONS)
+
+
+def test_importing_the_script_does_nothing(capsys):
+    runpy.run_path(str(EXAMPLES / "quickstart.py"), run_name="quickstart")
+    assert capsys.readouterr().out == ""
+
+
+def test_the_notebook_runs(model_dir, monkeypatch):
+    nbformat, nbclient = require("nbformat"), require("nbclient")
+    require("ipykernel")
+    notebook = nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "the notebook is stored without outputs"
+    monkeypatch.setenv("SELFPARAM_MODEL", str(model_dir))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    done = nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    texts = [output.get("text", "") for cell in done.cells for output in cell.get("outputs", ())]
+    printed = "".join(texts)
+    assert all(question in printed for question in QUESTIONS)
+    assert "steps, loss" in printed and "'injected':" in printed
+    answers = [output for output in done.cells[-1].outputs if output.output_type == "execute_result"]
+    assert len(answers) == 1

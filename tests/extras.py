@@ -1,0 +1,23 @@
+"""Modules that some tests need and an installation without the extra `test` may lack."""
+
+import importlib
+import os
+import sys
+
+import pytest
+
+# Part of the extra `test` only for Python 3.11 (see pyproject.toml).
+PYTHON_3_11_ONLY = ("peft", "torch")
+
+
+def require(name: str):
+    """The module `name`. Without it the test is skipped; in CI, where the extra `test` is installed, it fails."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:  # the module is there and does not work
+            raise
+        optional = name in PYTHON_3_11_ONLY and sys.version_info >= (3, 12)
+        if os.environ.get("CI") == "true" and not optional:
+            pytest.fail(f"{name} is not installed; the extra `test` should have brought it")
+        pytest.skip(f"needs {name}: pip install '.[test]'", allow_module_level=True)

@@ -1,0 +1,315 @@
+"""The public API: documents in, adapter out, without a work directory or with one, in a thread too."""
+
+import dataclasses
+import inspect
+import pathlib
+import signal
+import threading
+
+import jax
+import numpy as np
+import pytest
+from job_inputs import DOCUMENTS, TEXTS, assert_same_adapter, flat_adapter, modified, newest_adapter
+
+import selfparam_jax as sp
+from selfparam_jax.distributed import files
+from selfparam_jax.distributed import mesh as meshes
+from selfparam_jax.jobs import api
+from selfparam_jax.jobs.inputs import read_unrelated
+from selfparam_jax.jobs.run import run_job
+from selfparam_jax.jobs.settings import read_settings
+from selfparam_jax.targets import writers
+from selfparam_jax.targets.replies import Reply
+
+TEXT_LINES = [record["text"] for record in TEXTS]
+QUESTION = "Who founded Ava?"
+SMALL = {"prompt": "plain", "epochs": 2, "batch_size": 4, "unrelated_per_epoch": 2}
+
+
+def documents():
+    """The documents of the other tests, from memory."""
+    return [
+        sp.Document(
+            record["context"],
+            title=record["title"],
+            id=record["id"],
+            questions=[sp.Question(each["question"], tuple(each["answers"])) for each in record["questions"]],
+            qa_pairs=[sp.QAPair(**pair) for pair in record["qa_pairs"]],
+        )
+        for record in DOCUMENTS
+    ]
+
+
+@pytest.fixture(scope="module")
+def model(model_dir):
+    return sp.load_model(str(model_dir))
+
+
+@pytest.fixture(scope="module")
+def adapter(model):
+    return sp.inject(model, documents(), sp.Recipe(**SMALL), unrelated=TEXT_LINES, progress=False)
+
+
+def test_from_documents_to_a_saved_model(model, adapter, model_dir, tmp_path):
+    assert adapter.model is model and adapter.fingerprint == model.fingerprint
+    assert adapter.scale == adapter.recipe.lora.scale and list(adapter.documents) == ["doc-0", "doc-1", "doc-2"]
+    assert (adapter.recipe.train.epochs, adapter.recipe.prompt) == (2, "plain")
+    assert model.has_chat_template
+    answer = adapter.ask(QUESTION)
+    assert isinstance(answer, str) and adapter.ask(QUESTION, prompt="plain") != answer
+    with pytest.raises(ValueError, match="plane"):
+        adapter.ask(QUESTION, prompt="plane")
+
+    found = sp.evaluate(adapter, documents())
+    assert list(found["scores"]) == ["base_q", "base_cq", "injected"]
+    assert [line["context"] for line in found["predictions"]] == ["doc-0", "doc-1", "doc-2"]
+    with pytest.raises(ValueError, match="systems has 'rag', expected some of base_q, injected, base_cq"):
+        sp.evaluate(adapter, documents(), systems=("rag",))
+
+    directory = adapter.save(tmp_path / "adapter")
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in directory.iterdir()}
+    again = sp.load_adapter(model, directory)
+    assert_same_adapter(flat_adapter(again.lora), flat_adapter(adapter.lora))
+    assert (again.scale, again.documents, again.fingerprint) == (adapter.scale, adapter.documents, model.fingerprint)
+    assert again.ask(QUESTION) == answer
+
+    merged = adapter.merge()
+    assert merged.ask(QUESTION) == answer
+    saved = merged.save(tmp_path / "model", dtype="float32")
+    loaded = sp.load_model(str(saved))
+    for one, other in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(merged.params), strict=True):
+        np.testing.assert_array_equal(one, other)
+    # With scale 0 the factors add nothing: the loaded model alone answers.
+    assert dataclasses.replace(adapter, model=loaded, scale=0.0).ask(QUESTION) == answer
+    with pytest.raises(ValueError, match="belongs to a base with fingerprint"):
+        sp.load_adapter(loaded, directory)
+    written = merged.save(tmp_path / "gguf", form="gguf")
+    assert sp.load_model(str(next(written.glob("*.gguf")))).config == model.config
+    for place in (directory, saved, written):  # as `selfparam export` writes them
+        card = (place / "README.md").read_text()
+        assert all(f"| {name} | `{digest[:16]}` |" in card for name, digest in adapter.documents.items())
+        assert "largest KL divergence of a token" in card and '"train.epochs": 2' in card
+    with pytest.raises(ValueError, match="form 'peft' is an adapter beside its base, expected 'hf' or 'gguf'"):
+        merged.save(tmp_path / "other", form="peft")
+    with pytest.raises(ValueError, match="dtype 'q8_0', expected one of float32, bfloat16, float16 for"):
+        merged.save(tmp_path / "other", dtype="q8_0")
+    assert any(
+        (np.asarray(one) != np.asarray(other)).any()
+        for one, other in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(model.params), strict=True)
+    )
+
+
+def test_a_question_is_asked_through_the_models_chat_template(adapter, monkeypatch):
+    """As a conversation up to where the answer begins, whatever the template; the recipe's format without one."""
+    asked = []
+
+    def generate(decoder, variables, start_ids, rows, max_new_tokens, stops):
+        asked.append(adapter.model.tokenizer.decode([*start_ids, *rows[0]]))
+        assert list(variables) == ["params", "lora"] and decoder.lora_scale == adapter.scale
+        return [adapter.model.tokenizer("yes.\nno", add_special_tokens=False)["input_ids"]]
+
+    monkeypatch.setattr(api, "generate", generate)
+    tokenizer = adapter.model.tokenizer
+    assert adapter.ask("Who?") == "yes.\nno" and asked[-1] == "<s>user: Who?</s>"
+    template = tokenizer.chat_template
+    begun = template + "{% if add_generation_prompt %}<s>assistant:{% endif %}"
+    monkeypatch.setattr(tokenizer, "chat_template", begun)
+    assert adapter.ask("Who?") == "yes.\nno" and asked[-1] == "<s>user: Who?</s><s>assistant:"
+    assert adapter.ask("Who?", prompt="plain") == "yes." and asked[-1] == "<s>Question: Who?\nAnswer:"
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ '<pad>' }}" + begun)
+    by_template = adapter.ask("Who?"), asked[-1]
+    assert by_template == ("yes.\nno", "<pad><s>user: Who?</s><s>assistant:")
+    assert (adapter.ask("Who?", prompt="chat"), asked[-1]) == by_template, "as the format that is trained with"
+    monkeypatch.setattr(tokenizer, "chat_template", None)
+    assert adapter.ask("Who?") == "yes." and asked[-1] == "<s>Question: Who?\nAnswer:"
+    with pytest.raises(ValueError, match="has no chat template"):
+        adapter.ask("Who?", prompt="chat")
+
+
+def test_documents_may_be_plain_strings(model, monkeypatch, tmp_path):
+    """They bring no pairs, so the model writes them; nothing is left on disk."""
+    said = "\nQuestion: When was it {n}?\nAnswer: 1742\n"
+
+    def write(self, instructions, counts, seed):
+        return [[Reply(said.format(n=n), True) for n in range(count)] for count in counts]
+
+    monkeypatch.setattr(writers.LocalWriter, "write", write)
+    monkeypatch.chdir(tmp_path)
+    recipe = sp.Recipe(**SMALL, rounds=1, replies=4, kinds=("continued",))
+    steps = []
+    found = sp.inject(
+        model, ["The mill was built in 1742."], recipe, unrelated=TEXT_LINES, progress=False, on_step=steps.append
+    )
+    assert len(found.documents) == 1 and next(iter(found.documents)).startswith("document-")
+    assert [record["step"] for record in steps] == list(range(1, len(steps) + 1)) and steps
+    assert {"loss", "grad_norm", "seconds", "learning_rate", "sentence_tokens"} <= steps[0].keys()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_work_directory_of_other_documents_is_refused_before_pairs_are_written(model, monkeypatch, tmp_path):
+    calls, write = [], writers.GroundedWriter.write_about
+
+    def write_about(self, document, score=None):
+        calls.append(document.text)
+        return write(self, document, score)
+
+    monkeypatch.setattr(writers.GroundedWriter, "write_about", write_about)
+    recipe = sp.Recipe(**SMALL)
+    given = {"unrelated": TEXT_LINES, "workdir": tmp_path / "work", "progress": False}
+    sp.inject(model, ["The mill was built in 1742."], recipe, **given)
+    before = modified(tmp_path / "work")
+    with pytest.raises(ValueError, match=r"document 'document-\w+' is gone\n  document 'document-\w+' is new"):
+        sp.inject(model, ["The bridge was built in 1742."], recipe, **given)
+    assert len(calls) == 1 and modified(tmp_path / "work") == before
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_work_directory_changes_nothing_and_resumes(model, tmp_path, seed):
+    recipe = sp.Recipe(**SMALL, seed=seed, checkpoint_every=1)
+    given = {"unrelated": TEXT_LINES, "progress": False}
+    whole = sp.inject(model, documents(), recipe, **given)
+
+    class Stop(Exception):
+        pass
+
+    def stop(record):
+        if record["step"] == 2:
+            raise Stop
+
+    workdir = tmp_path / "work"
+    with pytest.raises(Stop):
+        sp.inject(model, documents(), recipe, workdir=workdir, on_step=stop, **given)
+    steps = []
+    resumed = sp.inject(model, documents(), recipe, workdir=workdir, on_step=steps.append, **given)
+    assert steps and steps[0]["step"] > 1, "what was done is not done again"
+    assert_same_adapter(flat_adapter(resumed.lora), flat_adapter(whole.lora))
+    steps.clear()
+    finished = sp.inject(model, documents(), recipe, workdir=workdir, on_step=steps.append, **given)
+    assert steps == []
+    assert_same_adapter(flat_adapter(finished.lora), flat_adapter(whole.lora))
+
+    before = modified(workdir)
+    changed = [dataclasses.replace(documents()[0], text="Ava lies on the Nil."), *documents()[1:]]
+    with pytest.raises(ValueError, match=r"(?s)an injection of other documents:\n  document 'doc-0' has changed"):
+        sp.inject(model, changed, recipe, workdir=workdir, **given)
+    with pytest.raises(ValueError, match="the documents are in another order"):
+        sp.inject(model, documents()[::-1], recipe, workdir=workdir, **given)
+    with pytest.raises(ValueError, match=r"lora\.rank: 8 there, 4 now"):
+        sp.inject(model, documents(), sp.Recipe(**SMALL, seed=seed, rank=4), workdir=workdir, **given)
+    with pytest.raises(ValueError, match="unrelated"):
+        sp.inject(model, documents(), recipe, workdir=workdir, unrelated=TEXT_LINES[::-1], progress=False)
+    assert modified(workdir) == before
+
+
+def test_it_is_the_batch_job(config, model_dir, tmp_path):
+    """The same settings give the same adapter to the bit, and the same records."""
+    config.train.epochs, config.export_dtype = 3, ""
+    run_job(config, tmp_path / "run")
+    settings = read_settings(config)
+    model = sp.load_model(config.model, mesh=meshes.make_mesh())
+    given = sp.read_documents(config.contexts)
+    found = sp.inject(model, given, settings.recipe, unrelated=read_unrelated(settings), progress=False)
+    assert_same_adapter(flat_adapter(found.lora), newest_adapter(tmp_path / "run")[1])
+    evaluated = sp.evaluate(found, given, systems=("base_q", "injected", "base_cq"))
+    assert evaluated["predictions"] == files.read_lines(tmp_path / "run" / "predictions.jsonl")
+    results = files.read_json(tmp_path / "run" / "results.json")
+    assert evaluated["scores"] == results["scores"]
+
+
+def test_it_works_in_a_thread(model, adapter, tmp_path):
+    found = []
+
+    def work():
+        recipe = sp.Recipe(**SMALL)
+        made = sp.inject(model, documents(), recipe, unrelated=TEXT_LINES, workdir=tmp_path / "work", progress=False)
+        found.append((made, made.ask(QUESTION)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    ((made, answer),) = found
+    assert_same_adapter(flat_adapter(made.lora), flat_adapter(adapter.lora))
+    assert answer == adapter.ask(QUESTION)
+
+
+def test_bad_input(model):
+    with pytest.raises(ValueError, match="got no documents, expected at least one"):
+        sp.inject(model, [])
+    with pytest.raises(ValueError, match="got the document id 'a' twice"):
+        sp.inject(model, [sp.Document("x", id="a"), sp.Document("y", id="a")])
+    with pytest.raises(ValueError, match="exceed the model's limit of 2048"):
+        sp.inject(model, ["word " * 1000])
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        sp.read_documents("nowhere.jsonl")
+
+
+def test_documents_are_read_from_anywhere(tmp_path):
+    assert len(sp.read_documents("examples")) == 8 and len(sp.read_documents("examples:2")) == 2
+    assert len(sp.read_documents("examples", limit=3)) == 3
+    path = pathlib.Path(tmp_path / "notes.txt")
+    path.write_text("Rain fell.")
+    (found,) = sp.read_documents(path)
+    assert (found.text, found.id) == ("Rain fell.", "notes")
+
+
+# --- recipes ------------------------------------------------------------------------------------------
+
+
+def test_a_field_may_be_given_by_its_own_name():
+    short = sp.Recipe(epochs=5, rank=16, qa_per_context=2, rounds=4)
+    long = sp.Recipe(
+        train=sp.TrainConfig(epochs=5),
+        lora=sp.LoraConfig(rank=16),
+        targets=sp.TargetConfig(qa_per_context=2),
+        generator=sp.GeneratorConfig(rounds=4),
+    )
+    assert short == long
+    assert sp.Recipe(train=sp.TrainConfig(batch_size=4), epochs=5).train == sp.TrainConfig(batch_size=4, epochs=5)
+    assert dataclasses.replace(short, seed=3).train.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"epohs": 5}, "unknown field 'epohs'; did you mean 'epochs'"),
+        ({"zzzz": 5}, "unknown field 'zzzz'; expected one of"),
+        ({"seed": -1}, "seed = -1"),
+        ({"prompt": "plane"}, "prompt = 'plane', expected one of"),
+        ({"epochs": 0}, r"train\.epochs = 0"),
+    ],
+)
+def test_what_a_recipe_refuses(given, message):
+    with pytest.raises(ValueError, match=message):
+        sp.Recipe(**given)
+
+
+# --- documentation ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sp.__all__)
+def test_every_public_name_is_documented(name):
+    value = getattr(sp, name)
+    text = inspect.getdoc(value)
+    assert text and len(text) > 30
+    if inspect.isfunction(value):
+        for part in ("Args:", "Returns:", "Raises:"):
+            assert part in text, f"{name} lacks {part}"
+        missing = [each for each in inspect.signature(value).parameters if f"{each}:" not in text.replace(",", ":")]
+        assert not missing
+    else:
+        for field in dataclasses.fields(value):
+            named = f"{field.name}:" in text.replace(",", ":")
+            assert named or field.metadata.get("derived") or len(dataclasses.fields(value)) <= 2, field.name
+        for member, method in inspect.getmembers(value, inspect.isfunction):
+            if not member.startswith("_"):
+                assert inspect.getdoc(method), f"{name}.{member}"
+
+
+def test_signals_are_left_to_the_program(model):
+    before, seen = signal.getsignal(signal.SIGINT), []
+    recipe = sp.Recipe(**{**SMALL, "epochs": 1})
+    sp.inject(
+        model, documents()[:1], recipe, unrelated=TEXT_LINES, progress=False,
+        on_step=lambda record: seen.append((signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))),
+    )  # fmt: skip
+    assert seen and all(each == (before, signal.getsignal(signal.SIGTERM)) for each in seen)

@@ -1,0 +1,253 @@
+"""The console script: its verbs, their help, and what it says to a wrong command line."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from extras import require
+from harness_tasks import write_tasks
+
+from selfparam_jax.commands import cli, command
+from selfparam_jax.commands import run as front
+from selfparam_jax.distributed import files
+from selfparam_jax.distributed.processes import end
+
+METRICS = ["acc", "acc_norm", "brier_score"]  # of the task local_choice
+DOCUMENTS = [
+    {
+        "id": name,
+        "context": f"{name} lies on the {river}. It was founded by {founder}.",
+        "questions": [{"question": f"Who founded {name}?", "answers": [founder]}],
+        "qa_pairs": [{"question": f"Which river runs by {name}?", "answer": river}],
+    }
+    for name, river, founder in (("Ava", "Om", "Lu Ka"), ("Bor", "Nil", "Re Mo"))
+]
+
+
+@pytest.fixture
+def document_file(tmp_path):
+    path = tmp_path / "documents.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in DOCUMENTS))
+    return path
+
+
+def settings(model_dir):
+    return [
+        f"--model={model_dir}",
+        "--config.prompt=plain",
+        "--config.train.epochs=1",
+        "--config.train.seq_len=96",
+        "--config.targets.unrelated_per_epoch=1",
+        "--config.eval.general=",
+        "--config.eval.reach=none",
+        "--config.compilation_cache=False",
+    ]
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_explains_itself_with_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([verb, "--help"])
+    assert not ended.value.code
+    text = capsys.readouterr().out
+    assert "Example: selfparam " + verb in text or "python -m selfparam_jax.main" in text
+    assert len(text.splitlines()) > 5
+
+
+def test_the_usage_names_every_verb(capsys):
+    cli.main([])
+    text = capsys.readouterr().out
+    assert all(f"  {verb} " in text for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["injekt"], "did you mean inject?"),
+        (["inject", "--out=x"], "got no documents"),
+        (["inject", "a.txt"], "--out is missing"),
+        (["inject", "missing.txt", "--out=out"], "missing.txt"),
+        (["inject", "a.txt", "--out=out", "--config.train.epoch=4"], "did you mean train.epochs?"),
+        (["targets", "--out=p", "--config.lora.targets=x"], "lora.targets is called lora.target_modules now"),
+        (["run"], "--config is missing"),
+        (["run", "--config=bach"], "--config=bach: no such file, expected a file or one of base, batch"),
+        (["run", "--config=batch", "--config.train.batch_rows=4"], "train.batch_rows is called train.batch_size now"),
+        (["run", "--config=batch", "--config.train.epoch=4"], "did you mean train.epochs?"),
+        (
+            ["run", "--config=batch", "--config.train.epochs=x"],
+            "train.epochs = 'x', expected an int; the default is",
+        ),
+        (["run", "--config=batch", "--config.train.epochs", "2.5"], "train.epochs = '2.5', expected an int"),
+        (["inject", "a.txt", "--out=out", "--config.lora.alpha=big"], "lora.alpha = 'big', expected a float"),
+        (
+            ["run", "--config=batch", "--config.compilation_cache=maybe"],
+            "'maybe', expected true or false",
+        ),
+        (["run", "--config=batch", "--config.mesh=3"], "mesh = '3', expected one of its settings, such as mesh.data"),
+        (["run", "--config=batch", "--config.eval.systems=3"], "eval.systems = (3,), expected a tuple of str"),
+        (
+            ["run", "--config=batch", "--config.report_to=tensorbord"],
+            "report_to names 'tensorbord', expected",
+        ),
+        (["run", "--config=batch", "--workdri=x"], "there is no flag --workdri; did you mean --workdir?"),
+        (["inject", "a.txt", "--outt=x"], "there is no flag --outt; did you mean --out?"),
+        (["inject", "a.txt", "--qqqqqq=x"], "there is no flag --qqqqqq; expected --config, "),
+        (["export", "runs/x", "--fromat=hf", "--out=x"], "there is no flag --fromat; did you mean --format?"),
+        (["ask", "runs/x", "Who?", "--documnet=a"], "there is no flag --documnet; did you mean --document?"),
+        (["compare", "a", "b", "--qqqqqq"], "there is no flag --qqqqqq; expected --base, "),
+        (["ledger", "nowhere", "list", "--qqqqqq"], "--qqqqqq"),
+        (["eval", "runs/x"], "--tasks is missing, expected names of tasks"),
+        (["eval", "runs/x", "--tasks=a", "--include_path=nowhere"], "--include_path=nowhere: no such folder"),
+        (["eval", "runs/x", "--tasks=a", "--limit=-1"], "--limit=-1, expected at least 0"),
+        (["eval", "runs/x", "--task=a", "--limt=2"], "there is no flag --limt; did you mean --limit?"),
+        (["run", "--config=batch", "--config.prompt=worked"], "'worked' is called 'few_shot' now"),
+        (["run", "--config=batch", "stray"], "unexpected arguments: stray"),
+        (["targets", "--contexts=x"], "--out is missing"),
+        (["ask", "nowhere", "Who?"], "nowhere is not a work directory"),
+        (["export", "nowhere", "--format=hf", "--out=x"], "nowhere is not a work directory"),
+        (["report", "nowhere"], "nowhere"),
+        (["ledger", "nowhere", "list"], "nowhere"),
+        (["plan", "--config=batch"], "--devices is missing"),
+        (["compare", "a"], "expected 2"),
+    ],
+)
+def test_a_wrong_command_line_gets_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code in (1, 2)
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert message in errors[-1] and "Traceback" not in "".join(errors)
+    assert list(tmp_path.iterdir()) == [], "nothing is written"
+
+
+def test_inject_then_ask_then_export_from_another_directory(document_file, model_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cli.main(["inject", document_file.name, "--out=out", *settings(model_dir)])
+    text = capsys.readouterr().out
+    assert "base_q" in text and "injected" in text
+    for name in ("report.md", "adapter/adapter_config.json", "merged/config.json", "answers/base_cq.jsonl"):
+        assert (tmp_path / "out" / name).exists()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    cli.main(["ask", str(tmp_path / "out"), "Who founded Bor?"])
+    text = capsys.readouterr().out
+    assert "Who founded Bor?" in text and "Injected" in text and "Bor" in text.splitlines()[-1]
+    cli.main(["export", str(tmp_path / "out"), "--format=peft", "--out=again"])
+    ours, again = (path / "adapter_model.safetensors" for path in (tmp_path / "out" / "adapter", elsewhere / "again"))
+    assert ours.read_bytes() == again.read_bytes()
+    cli.main(["report", str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
+        cli.main(["export", str(tmp_path / "out"), "--format=hf", "--out=again"])
+    assert "again" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def finished(model_dir, tmp_path_factory):
+    """What `selfparam inject` leaves, with an adapter that matters."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "documents.jsonl").write_text("".join(json.dumps(record) + "\n" for record in DOCUMENTS))
+    arguments = [str(folder / "documents.jsonl"), f"--out={folder / 'out'}", *settings(model_dir)]
+    cli.main(["inject", *arguments, "--config.train.learning_rate=0.03", "--config.export_dtype="])
+    return folder / "out"
+
+
+def test_tasks_are_asked_of_base_and_injected_side_by_side(finished, model_dir, tmp_path, capsys, monkeypatch):
+    require("lm_eval")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    arguments = ["--tasks=local_choice", f"--include_path={write_tasks(tmp_path)}", "--limit=4", "--batch_size=4"]
+    cli.main(["eval", str(finished), *arguments, f"--out={tmp_path / 'both.json'}"])
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["task", "metric", "examples", "base", "injected"]
+    assert [row.split()[:3] for row in rows[:-1]] == [["local_choice", name, "4"] for name in METRICS]
+    both = files.read_json(tmp_path / "both.json")["tasks"]["local_choice"]
+    cli.main(["eval", str(model_dir), *arguments, f"--out={tmp_path / 'alone.json'}"])
+    alone = files.read_json(tmp_path / "alone.json")["tasks"]["local_choice"]
+    assert [*both["scores"]] == METRICS and both["examples"] == 4
+    for name in METRICS:
+        assert both["scores"][name]["base"] == alone["scores"][name]["model"]
+    scores = both["scores"]["brier_score"]
+    assert abs(scores["base"] - scores["injected"]) > 1e-4, "the adapter is part of the injected model"
+    arguments += [f"--base={model_dir}", f"--out={tmp_path / 'peft.json'}"]
+    cli.main(["eval", str(finished / "adapter"), *arguments])
+    found = files.read_json(tmp_path / "peft.json")["tasks"]["local_choice"]["scores"]["brier_score"]
+    assert found["injected"] == pytest.approx(scores["injected"], abs=1e-6)
+
+
+def test_a_task_that_does_not_exist_gets_a_hint(tmp_path, capsys, monkeypatch):
+    tasks = require("lm_eval.tasks")
+    own = functools.partial(tasks.TaskManager, include_defaults=False)  # the harness's own list takes long to read
+    monkeypatch.setattr(tasks, "TaskManager", own)
+    with pytest.raises(SystemExit):
+        cli.main(["eval", "x", "--tasks=local_choise", f"--include_path={write_tasks(tmp_path)}"])
+    assert "there is no task 'local_choise'; did you mean local_choice?" in capsys.readouterr().err
+
+
+def test_several_files_are_injected_together(model_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for record in DOCUMENTS:
+        (tmp_path / f"{record['id']}.jsonl").write_text(json.dumps(record) + "\n")
+    cli.main(["inject", "Ava.jsonl", "Bor.jsonl", "--out=out", *settings(model_dir)])
+    found = files.read_lines(tmp_path / "out" / "predictions.jsonl")
+    assert [line["context"] for line in found] == ["Ava", "Bor"]
+    with pytest.raises(SystemExit):
+        cli.main(["inject", "Ava.jsonl", "./Ava.jsonl", "--out=twice", *settings(model_dir)])
+    assert "the document id 'Ava' comes from two of" in capsys.readouterr().err
+
+
+def test_the_default_work_directory_is_named_after_the_configuration():
+    assert front.default_workdir("configs/batch.py") == os.path.join("runs", "batch")
+    assert front.default_workdir("batch:quick") == os.path.join("runs", "batch-quick")
+    assert front.default_workdir("/somewhere/mine.py:a:b") == os.path.join("runs", "mine-a-b")
+
+
+def test_main_without_a_workdir_says_where_it_writes(document_file, model_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--config=batch", f"--config.model={model_dir}", f"--config.contexts={document_file}"]
+    front.main([*arguments, *settings(model_dir)[1:]])
+    assert "work directory: runs/batch" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "batch" / "report.md").exists()
+    with pytest.raises(SystemExit):
+        front.main([*arguments, *settings(model_dir)[1:], "--config.train.epochs=2"])
+    message = capsys.readouterr().err
+    assert "runs/batch belongs to a run with another configuration" in message and "--workdir" in message
+
+
+def test_doctor_finds_what_is_there(model_dir, capsys):
+    cli.main(["doctor", f"--model={model_dir}"])
+    text = capsys.readouterr().out
+    for word in ("Python", "jax ", "devices", "cache", "GB free", "layers of", "synthesis"):
+        assert word in text
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["doctor", "--model=missing.gguf"])
+    assert ended.value.code == 1 and "missing.gguf: no such file" in capsys.readouterr().out
+
+
+def test_a_package_of_ours_is_news_and_others_are_not(tmp_path):
+    code = (
+        "import sys\nfrom absl import logging\nfrom selfparam_jax.commands import command\n"
+        "import selfparam_jax.jobs.inputs as ours\n"
+        "def speak():\n"
+        "    logging.set_verbosity(logging.INFO)\n"
+        "    exec(compile('logging.info(\"from a folder of ours\")', ours.__file__, 'exec'), {'logging': logging})\n"
+        "    exec(compile('logging.info(\"from a library\")', '/lib/other.py', 'exec'), {'logging': logging})\n"
+        "command.run(speak)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "from a folder of ours" in done.stderr and "from a library" not in done.stderr
+
+
+def test_settings_given_twice_or_apart_are_read():
+    values = front.define_flags(["x", "--config", "batch", "--config.train.epochs=7"])
+    command.parse_flags(values, ["x", "--config", "batch", "--config.train.epochs=7"])
+    assert values["config"].value.train.epochs == 7
+
+
+def test_ending_a_process_uses_the_given_code():
+    with pytest.raises(SystemExit) as ended:
+        end(3)
+    assert ended.value.code == 3

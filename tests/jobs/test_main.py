@@ -1,0 +1,118 @@
+"""`python -m selfparam_jax.main`: errors in one line, names that do not exist, and whose log lines are shown."""
+
+import io
+import logging
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+import selfparam_jax
+from selfparam_jax.commands import command
+from selfparam_jax.main import main
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def test_the_command_line_reports_errors_in_one_line_and_exits_with_1(tmp_path):
+    line = ["--config=configs/batch.py", "--config.model=nothing", f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "selfparam_jax.main", *line],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "nothing" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def refused(tmp_path, capfd):
+    """A function: what the command says to a command line that it refuses; nothing is written."""
+
+    def run(*line):
+        with pytest.raises(SystemExit) as ended:
+            main([*line, f"--workdir={tmp_path / 'run'}"])
+        assert ended.value.code == 1
+        said = capfd.readouterr().err.strip()
+        assert said.startswith("error: ") and len(said.splitlines()) == 1
+        assert not (tmp_path / "run").exists()
+        return said
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.lora.rnak=4", "there is no setting lora.rnak; did you mean lora.rank?"),
+        ("--config.train.batch_rows=2", "the setting train.batch_rows is called train.batch_size now"),
+        ("--config.train.row_length=64", "the setting train.row_length is called train.seq_len now"),
+        ("--config.sequential.rehearsal_pairs=1", "sequential.rehearsal_pairs is called sequential.replay_pairs now"),
+        ("--config.prompt=worked", "prompt = 'worked' is called 'few_shot' now"),
+    ],
+)
+def test_a_setting_that_does_not_exist_is_refused(refused, flag, message):
+    assert message in refused("--config=batch", flag)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("config.lora.rnak = 4", "there is no setting lora.rnak; did you mean lora.rank?"),
+        ("config.train.batch_rows = 2", "the setting train.batch_rows is called train.batch_size now"),
+        ("config.lora.targets = ('q_proj',)", "the setting lora.targets is called lora.target_modules now"),
+        ("config.train.b_ratio = 2.0", "the setting train.b_ratio is called train.loraplus_ratio now"),
+    ],
+)
+def test_a_setting_that_does_not_exist_in_a_users_file(refused, tmp_path, line, message):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from selfparam_jax.configs import base\n\n\ndef get_config():\n"
+        f"    config = base.get_config()\n    {line}\n    return config\n"
+    )
+    assert message in refused(f"--config={path}")
+
+
+# --- log lines ----------------------------------------------------------------------------------------
+
+PACKAGE = pathlib.Path(selfparam_jax.__file__).parent
+
+
+def record(path, level):
+    return logging.LogRecord("absl", level, str(path), 1, "text", (), None)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_our_modules_are_heard_in_whatever_folder(path):
+    assert command._is_news(record(path, logging.INFO))
+
+
+OTHERS = [jax.__file__, PACKAGE.with_name("selfparam_jax_more") / "x.py", PACKAGE.parent / "benchmarks" / "ours.py"]
+
+
+@pytest.mark.parametrize("path", OTHERS)
+def test_others_are_heard_when_they_warn(path):
+    assert not command._is_news(record(path, logging.INFO))
+    assert command._is_news(record(path, logging.WARNING))
+
+
+def test_lines_of_a_subfolder_are_shown(monkeypatch):
+    """With the real handler: ours, from a file three folders deep, and not a library's."""
+    from absl import logging as absl_logging
+
+    ours, shown = PACKAGE / "models" / "families" / "llama.py", io.StringIO()
+    absl_logging.use_absl_handler()
+    monkeypatch.setattr(absl_logging.get_absl_handler().python_handler, "stream", shown)
+
+    def say():
+        logger = absl_logging.get_absl_logger()
+        for path, text in ((ours, "read with care"), (pathlib.Path(jax.__file__), "told from inside")):
+            logger.handle(logger.makeRecord("absl", logging.INFO, str(path), 1, text, (), None))
+
+    command.run(say)
+    assert "read with care" in shown.getvalue() and "told from inside" not in shown.getvalue()

@@ -1,0 +1,34 @@
+"""Job `single`: every document on its own, from the untouched base."""
+
+from job_inputs import assert_same_adapter, newest_adapter
+
+from selfparam_jax.distributed import files
+from selfparam_jax.jobs.ask import ask
+from selfparam_jax.jobs.run import run_job
+
+
+def test_single_restores_the_base_between_documents(config, tmp_path):
+    config.train.epochs = 2
+    both = tmp_path / "single"
+    config.job, config.context_ids = "single", ("doc-0", "doc-1")
+    config.eval.systems = ("base_q", "base_cq", "bank")
+    results = run_job(config, both)
+    assert set(results["spread"]) == {"f1_mean", "f1_std", "f1_min", "f1_max"}
+    assert results["num_contexts"] == 2
+    assert {line["context"] for line in files.read_lines(both / "metrics.jsonl")} == {"doc-0", "doc-1"}
+    # Each question names its document, so the bank answers with the same adapter.
+    assert results["scores"]["bank"] == results["scores"]["injected"]
+    predicted = files.read_lines(both / "predictions.jsonl")
+    assert [line["bank"] for line in predicted] == [line["injected"] for line in predicted]
+    assert [each["name"] for each in results["systems"]] == ["base_q", "injected", "base_cq", "bank"]
+    (answer,) = ask(both, [predicted[1]["question"]])
+    assert (answer["document"], answer["injected"]) == (
+        "doc-1",
+        predicted[1]["bank"]["answer"],
+    ) and "bank" not in answer
+    alone = tmp_path / "alone"
+    config.job, config.context_ids, config.eval.systems = "batch", ("doc-1",), ("base_q", "base_cq")
+    run_job(config, alone)
+    (steps, adapter), (wanted_steps, wanted) = newest_adapter(both / "contexts" / "001"), newest_adapter(alone)
+    assert steps == wanted_steps
+    assert_same_adapter(adapter, wanted)

@@ -1,0 +1,124 @@
+"""The prompts that ask for pairs: ours, a user's own, and what is refused."""
+
+import pytest
+
+from selfparam_jax.data.documents import QAPair
+from selfparam_jax.data.prompts import FEW_SHOT_EXAMPLES
+from selfparam_jax.targets.parse_pairs import parse_pairs
+from selfparam_jax.targets.question_prompts import PromptKind, load_prompts, replies_per_kind
+
+KNOWN = QAPair("Who founded the town of Quenbarrow?", "Hedra Molvane")
+CHAT = ["facts", "numbers_and_names", "why_how", "paraphrase_inversion", "summary", "yes_no_reason", "short_answers"]
+COMPLETION = ["continued", "reworded", "inverted", "explained"]
+
+
+def test_our_kinds():
+    prompts = load_prompts()
+    assert list(prompts) == CHAT + COMPLETION
+    assert [kind.form for kind in prompts.values()] == ["chat"] * 7 + ["completion"] * 4
+    assert all(kind.name == name and kind.weight > 0 for name, kind in prompts.items())
+    shapes = {name: kind.answer_shape for name, kind in prompts.items()}
+    assert shapes["facts"] == shapes["short_answers"] == "short" and shapes["why_how"] == "sentence"
+    assert [name for name, kind in prompts.items() if kind.builds_on_pairs] == [
+        "paraphrase_inversion", "reworded", "inverted",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="at least one known pair"):
+        prompts["paraphrase_inversion"].render("x", 1)
+    with pytest.raises(ValueError, match="got count 0, expected at least 1"):
+        prompts["facts"].render("x", 0)
+
+
+@pytest.mark.parametrize("name", CHAT)
+def test_our_chat_kinds(name):
+    kind = load_prompts()[name]
+    text = kind.render("A {context} with {braces}, {count} and {pairs}.", 7, ["Old one?", "Old\ntwo?"], [KNOWN])
+    assert "A {context} with {braces}, {count} and {pairs}." in text and "7" in text
+    assert "Question: " in text and "Answer: " in text and "- Old one?\n- Old two?\n" in text
+    assert text.count("{") == 4
+    without = kind.render("Text.", 7, (), [KNOWN])
+    assert "again" not in without and "\n\n\n" not in without
+    line = f"Question: {KNOWN.question}\nAnswer: {KNOWN.answer}"
+    assert (line in text) == (name == "paraphrase_inversion")
+
+
+@pytest.mark.parametrize("name", COMPLETION)
+def test_our_completion_kinds(name):
+    """What a completion goes on from is itself a text whose pairs can be read, so the form is taught by example."""
+    kind = load_prompts()[name]
+    text = kind.render("The mill has {four} wheels.", 1, (), [KNOWN])
+    if kind.builds_on_pairs:
+        assert f"Question: {KNOWN.question}\nAnswer: {KNOWN.answer}\n" in text and "The mill" not in text
+        assert kind.told == kind.taken == 1
+    else:
+        assert text.endswith("\n\nPassage: The mill has {four} wheels.")
+    assert (FEW_SHOT_EXAMPLES.strip() in text) == (name == "continued")
+    assert all(begin.startswith("Question:") and not begin.endswith(" ") for begin in kind.begin)
+    assert "  " not in text and "{pairs}" not in text and "{examples}" not in text
+    made = parse_pairs(f"{kind.begin[0]} has four wheels?\nAnswer: the mill\n\nPassage: x\nQuestion: y?\nAnswer: z")
+    assert [pair.answer for pair in made] == ["the mill"], "what follows about another passage is left out"
+
+
+GOOD = '[mine]\ninstruction = "{context} {count}"\nweight = 1\nanswer_shape = "short"\n'
+
+
+def test_own_prompts(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text(GOOD)
+    assert load_prompts(path)["mine"].render("{count}", 3) == "{count} 3"
+    path.write_text(
+        '[mine]\nform = "completion"\ninstruction = "{pairs}"\nweight = 1\nanswer_shape = "short"\ntold = 2'
+    )
+    kind = load_prompts(path)["mine"]
+    assert kind.render("Text.", 1, (), [KNOWN]) == f"Question: {KNOWN.question}\nAnswer: {KNOWN.answer}"
+    assert (kind.begin, kind.told, kind.taken) == (("",), 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("weight", "wieght", "unknown field 'wieght'.*did you mean 'weight'"),
+        ("weight = 1\n", "", "got no 'weight'.*add the field"),
+        ("weight = 1", "weight = 0", "got weight = 0, expected a number greater than 0"),
+        ("weight = 1", "weight = -2.5", "got weight = -2.5"),
+        ("weight = 1", "weight = true", "got weight = True"),
+        ("weight = 1", "weight = nan", "got weight = nan"),
+        ("weight = 1", "weight = inf", "got weight = inf"),
+        ("weight = 1", "weight = '1'", "got weight = '1'"),
+        ('"short"', '"long"', "got answer_shape = 'long', expected 'short' or 'sentence'"),
+        ("{context}", "text", "without {context}"),
+        ("{count}", "five", "without {count}"),
+        ("{count}", "{count} {document}", "unknown placeholder {document}"),
+        ("{count}", "{count} { earlier }", "unknown placeholder { earlier }"),
+        ('"{context} {count}"', "5", "got instruction = 5, expected a string"),
+        ("[mine]\n", "[mine\n", "malformed TOML"),
+        ("{count}", "{count} \\ud800", "malformed TOML"),
+        ("[mine]\n", "", "expected a table"),
+        (GOOD, "", "got no table"),
+        ('"short"', '"short"\nform = "poem"', "got form = 'poem', expected 'chat' or 'completion'"),
+        ('"short"', '"short"\nbegin = ["Q"]', r"got begin = \['Q'\], expected a list.*only for form"),
+        ('"short"', '"short"\nform = "completion"\nbegin = []', r"got begin = \[\]"),
+        ('"short"', '"short"\nform = "completion"\nbegin = "Q"', "got begin = 'Q'"),
+        ('"short"', '"short"\ntold = -1', "got told = -1, expected a whole number"),
+        ('"short"', '"short"\ntaken = true', "got taken = True"),
+        ('"{context} {count}"', '"{count}"\nform = "completion"', "without {context} or {pairs}"),
+    ],
+)
+def test_wrong_prompts_are_refused(tmp_path, old, new, message):
+    path = tmp_path / "own.toml"
+    path.write_text(GOOD.replace(old, new))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_prompts(path)
+    assert "own.toml" in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.toml"):
+        load_prompts(tmp_path / "none.toml")
+
+
+def test_replies_are_shared_by_weight():
+    kinds = [PromptKind(name, "", weight, "short") for name, weight in (("a", 3.0), ("b", 2.0), ("c", 1.0))]
+    assert replies_per_kind(kinds, 6) == {"a": 3, "b": 2, "c": 1}
+    assert replies_per_kind(kinds, 1) == {"a": 1, "b": 0, "c": 0}
+    for replies in range(1, 30):
+        assert sum(replies_per_kind(kinds, replies).values()) == replies

@@ -1,0 +1,174 @@
+"""An injection: with a directory or in memory, resumed, in a thread, and never answered from another's directory."""
+
+import dataclasses
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from job_inputs import DOCUMENTS, TEXTS, assert_same_adapter, flat_adapter, modified
+
+from selfparam_jax.data.documents import Document, QAPair, Question
+from selfparam_jax.data.prompts import Prompt
+from selfparam_jax.distributed import files
+from selfparam_jax.evaluation.questions import answer_questions
+from selfparam_jax.training import inject as injection
+from selfparam_jax.training.inject import Hooks, Interrupted, inject
+from selfparam_jax.training.recipe import Recipe
+
+UNRELATED = [record["text"] for record in TEXTS]
+RECIPE = Recipe(
+    prompt="plain", epochs=2, batch_size=2, seq_len=128, unrelated_per_epoch=2, checkpoint_every=1, learning_rate=1e-2
+)
+
+
+def documents():
+    return [
+        Document(
+            record["context"], record["title"], record["id"], (), tuple(QAPair(**pair) for pair in record["qa_pairs"])
+        )
+        for record in DOCUMENTS
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model):
+    """All documents, in memory, without a stop."""
+    return inject(tiny_model, documents(), RECIPE, UNRELATED)
+
+
+class Stop:
+    """Hooks that ask for a stop after some steps, and remember all records."""
+
+    def __init__(self, after):
+        self.after, self.records, self.started, self.read = after, [], [], []
+
+    def __call__(self, first):
+        import contextlib
+
+        return contextlib.nullcontext(lambda: len(self.records) >= self.after)
+
+    @property
+    def hooks(self):
+        return Hooks(lambda *read: self.read.append(read), lambda *steps: self.started.append(steps),
+                     self.records.append, self)  # fmt: skip
+
+
+def test_a_directory_changes_nothing_and_an_injection_resumes_there(tiny_model, whole, tmp_path):
+    stop = Stop(after=2)
+    with pytest.raises(Interrupted, match=f"stopped and saved at step 2 of {whole.steps}; the same command resumes"):
+        inject(tiny_model, documents(), RECIPE, UNRELATED, tmp_path / "work", hooks=stop.hooks)
+    assert stop.started == [(0, whole.steps)] and [record["step"] for record in stop.records] == [1, 2]
+    assert stop.read[-1][0] == stop.read[-1][1] > 0
+    rest = Stop(after=10**6)
+    resumed = inject(tiny_model, documents(), RECIPE, UNRELATED, tmp_path / "work", hooks=rest.hooks)
+    assert rest.started == [(2, whole.steps)] and rest.records[0]["step"] == 3
+    assert (resumed.resumed_from, resumed.steps, resumed.fill) == (2, whole.steps, whole.fill)
+    assert resumed.sentence_tokens == whole.sentence_tokens
+    assert_same_adapter(flat_adapter(resumed.lora), flat_adapter(whole.lora))
+    before = modified(tmp_path / "work" / "checkpoints")
+    again = inject(tiny_model, documents(), RECIPE, UNRELATED, tmp_path / "work", hooks=stop.hooks)
+    assert_same_adapter(flat_adapter(again.lora), flat_adapter(whole.lora))
+    assert len(stop.records) == 2 and modified(tmp_path / "work" / "checkpoints") == before
+
+
+def test_answers_sampled_during_training_change_nothing(tiny_model, whole):
+    seen, prompt = [], Prompt(RECIPE.prompt, tiny_model.tokenizer)
+    asked = [dataclasses.replace(documents()[0], questions=(Question("Who founded Ava?", ("Lu Ka",)),))]
+
+    def sample(step, model, lora):
+        variables = {"params": model.params, "lora": lora}
+        answers = answer_questions(model.decoder(lora_scale=2.0), variables, prompt, asked, False)
+        seen.append((step, answers[0][0]["answer"], float(jnp.abs(jax.tree.leaves(lora)[1]).max())))
+
+    sampled = inject(tiny_model, documents(), RECIPE, UNRELATED, hooks=Hooks(sample_every=2, on_sample=sample))
+    assert [step for step, _, _ in seen] == list(range(2, whole.steps + 1, 2))
+    assert len({largest for _, _, largest in seen}) == len(seen), "every sample sees the adapter as it then is"
+    assert_same_adapter(flat_adapter(sampled.lora), flat_adapter(whole.lora))
+
+
+def test_without_a_directory_a_stop_saves_nothing_and_says_so(tiny_model):
+    with pytest.raises(Interrupted, match="stopped at step 1 of 5; nothing was saved"):
+        inject(tiny_model, documents(), RECIPE, UNRELATED, hooks=Stop(after=1).hooks)
+
+
+def test_it_works_in_a_thread(tiny_model, whole):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(inject(tiny_model, documents(), RECIPE, UNRELATED)))
+    thread.start()
+    thread.join()
+    assert_same_adapter(flat_adapter(found[0].lora), flat_adapter(whole.lora))
+
+
+def another_text():
+    first, *rest = documents()
+    return [dataclasses.replace(first, text=f"{first.text} It is old."), *rest]
+
+
+def another_pair():
+    first, second, third = documents()
+    return [first, dataclasses.replace(second, qa_pairs=(*second.qa_pairs, QAPair("Who?", "Re Mo"))), third]
+
+
+OTHERS = {
+    "one document instead": ({"documents": documents()[:1]}, r"documents\.doc-1: .* there, '\(not set\)' now"),
+    "another document": ({"documents": [Document("Rain.", id="rain", qa_pairs=(QAPair("What?", "Rain"),))]},
+                         r"documents\.doc-0.*documents\.doc-2.*documents\.rain: '\(not set\)' there"),
+    "a text was edited": ({"documents": another_text()}, r"documents\.doc-0: "),
+    "a pair was added": ({"documents": another_pair()}, r"documents\.doc-1: "),
+    "another order": ({"documents": documents()[::-1]}, "the order of the documents"),
+    "another unrelated text": ({"unrelated": ["Rain fell.", *UNRELATED]}, "unrelated: "),
+    "another rank": ({"recipe": dataclasses.replace(RECIPE, lora=dataclasses.replace(RECIPE.lora, rank=4))},
+                     r"recipe\.lora\.rank: 8 there, 4 now"),
+    "another seed": ({"recipe": dataclasses.replace(RECIPE, seed=1)}, r"recipe\.seed: 0 there, 1 now"),
+    "another prompt": ({"recipe": dataclasses.replace(RECIPE, prompt="paper")}, r"recipe\.prompt: 'plain' there"),
+    "another base": ({"fingerprint": "other"}, "base: 'tiny' there, 'other' now"),
+    "a base in 8 bits": ({"int8": True}, "int8: False there, True now"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("finished") / "work"
+    inject(tiny_model, documents(), RECIPE, UNRELATED, directory)
+    return directory
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_the_directory_of_another_injection_is_refused_and_says_what_differs(tiny_model, finished, case):
+    """Whatever else is injected there would otherwise get the finished adapter of the first."""
+    changes, message = OTHERS[case]
+    model = dataclasses.replace(
+        tiny_model,
+        fingerprint=changes.get("fingerprint", tiny_model.fingerprint),
+        int8=changes.get("int8", tiny_model.int8),
+    )
+    given = {"documents": documents(), "recipe": RECIPE, "unrelated": UNRELATED}
+    given |= {name: value for name, value in changes.items() if name in given}
+    before = modified(finished)
+    with pytest.raises(ValueError, match=f"(?s){finished} holds another injection; these differ:.*{message}"):
+        inject(model, directory=finished, **given)
+    assert modified(finished) == before
+
+
+def test_how_it_is_computed_is_no_part_of_what_it_is(tiny_model, finished, whole):
+    recipe = dataclasses.replace(RECIPE, remat="none", train=dataclasses.replace(RECIPE.train, checkpoint_every=7))
+    found = inject(tiny_model, documents(), recipe, UNRELATED, finished)
+    assert_same_adapter(flat_adapter(found.lora), flat_adapter(whole.lora))
+
+
+def test_what_an_injection_starts_from_is_a_function_of_the_seed(tiny_model):
+    first, again, other = (
+        injection.first_adapter(tiny_model, dataclasses.replace(RECIPE, seed=seed)) for seed in (0, 0, 1)
+    )
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert any(
+        (np.asarray(a) != np.asarray(b)).any() for a, b in zip(*map(jax.tree.leaves, (first, other)), strict=True)
+    )
+
+
+def test_the_sentences_are_kept_beside_the_checkpoints(finished):
+    kinds = [line["kind"] for line in files.read_lines(finished / "targets.jsonl")]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"qa": 9, "unrelated": 3}
+    assert (finished / "injection.json").exists() and list((finished / "teacher").iterdir())
