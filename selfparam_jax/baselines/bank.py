@@ -50,5 +50,10 @@ class AdapterBank:
 
 
 SYSTEM = SystemEntry(
-    "bank", "Adapter bank", "question only, adapter of the document that BM25 finds", "baseline", AdapterBank, True
+    "bank",
+    "Adapter bank",
+    "question only, adapter of the document that BM25 finds",
+    "baseline",
+    AdapterBank,
+    needs_adapters=True,
 )

@@ -9,5 +9,5 @@ RECOMMENDER = RecommenderEntry(
     "fine-tuned on the dialogues",
     "baseline",
     ModelRecommender,
-    lambda documents, prompt, recipe, unrelated: context_sentences(documents, prompt, recipe),
+    sentences=lambda documents, prompt, recipe, unrelated: context_sentences(documents, prompt, recipe),
 )

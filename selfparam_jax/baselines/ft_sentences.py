@@ -4,5 +4,5 @@ from selfparam_jax.evaluation.recommenders import ModelRecommender, RecommenderE
 from selfparam_jax.training.finetune import target_sentences
 
 RECOMMENDER = RecommenderEntry(
-    "ft_s", "FT(S)", "fine-tuned on the target sentences", "baseline", ModelRecommender, target_sentences
+    "ft_s", "FT(S)", "fine-tuned on the target sentences", "baseline", ModelRecommender, sentences=target_sentences
 )

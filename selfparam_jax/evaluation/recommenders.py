@@ -93,7 +93,7 @@ class RecommenderEntry(SystemEntry):
         for a system that is not fine-tuned.
     """
 
-    sentences: Callable[..., list[Sentence]] | None = None
+    sentences: Callable[..., list[Sentence]] | None = dataclasses.field(default=None, kw_only=True)
 
 
 def recommending_prompt(model: Model) -> Prompt:

@@ -64,7 +64,7 @@ class SystemEntry:
     meaning: str
     role: str
     make: Callable[[Setup], System]
-    needs_adapters: bool = False
+    needs_adapters: bool = dataclasses.field(default=False, kw_only=True)
 
     def record(self) -> dict:
         """What results.json holds of it."""
