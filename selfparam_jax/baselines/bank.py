@@ -9,14 +9,11 @@ from selfparam_jax.data.documents import Document
 from selfparam_jax.data.passages import group_passages
 from selfparam_jax.data.retrieval import Retriever
 from selfparam_jax.evaluation.questions import answer_questions
-from selfparam_jax.evaluation.systems import NO_COST, Setup, SystemEntry
+from selfparam_jax.evaluation.systems import BaseSystem, SystemEntry
 
 
-@dataclasses.dataclass
-class AdapterBank:
+class AdapterBank(BaseSystem):
     """The base with the adapter of the document that matches a question best."""
-
-    setup: Setup
 
     def prepare(self, documents: Sequence[Document]) -> None:
         """Indexes the documents by their words."""
@@ -44,9 +41,6 @@ class AdapterBank:
             for (d, q), answer in zip(members, found, strict=True):
                 answers[d][q] = answer
         return answers
-
-    def cost(self) -> dict:
-        return NO_COST
 
 
 SYSTEM = SystemEntry(

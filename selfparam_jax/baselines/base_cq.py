@@ -1,30 +1,20 @@
 """The base model, asked with the question's document in its prompt: the upper bound."""
 
-import dataclasses
 from collections.abc import Sequence
 
 from selfparam_jax.data.documents import Document
 from selfparam_jax.evaluation.questions import answer_questions
-from selfparam_jax.evaluation.systems import NO_COST, Setup, SystemEntry
+from selfparam_jax.evaluation.systems import BaseSystem, SystemEntry
 
 
-@dataclasses.dataclass
-class BaseWithContext:
+class BaseWithContext(BaseSystem):
     """Base C+Q."""
-
-    setup: Setup
-
-    def prepare(self, documents: Sequence[Document]) -> None:
-        """Nothing is prepared."""
 
     def answer(self, documents: Sequence[Document]) -> list[list[dict]]:
         setup = self.setup
         return answer_questions(
             setup.model.decoder(), {"params": setup.model.params}, setup.prompt, documents, True, setup.batch_size
         )
-
-    def cost(self) -> dict:
-        return NO_COST
 
 
 SYSTEM = SystemEntry("base_cq", "Base C+Q", "document in the prompt", "upper bound", BaseWithContext)

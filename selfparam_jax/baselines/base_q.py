@@ -1,31 +1,21 @@
 """The base model, asked the question alone: the lower bound."""
 
-import dataclasses
 from collections.abc import Sequence
 
 from selfparam_jax.data.documents import Document
 from selfparam_jax.evaluation.questions import answer_questions
 from selfparam_jax.evaluation.recommenders import ModelRecommender, RecommenderEntry
-from selfparam_jax.evaluation.systems import NO_COST, Setup, SystemEntry
+from selfparam_jax.evaluation.systems import BaseSystem, SystemEntry
 
 
-@dataclasses.dataclass
-class Base:
+class Base(BaseSystem):
     """Base Q."""
-
-    setup: Setup
-
-    def prepare(self, documents: Sequence[Document]) -> None:
-        """Nothing is prepared."""
 
     def answer(self, documents: Sequence[Document]) -> list[list[dict]]:
         setup = self.setup
         return answer_questions(
             setup.model.decoder(), {"params": setup.model.params}, setup.prompt, documents, False, setup.batch_size
         )
-
-    def cost(self) -> dict:
-        return NO_COST
 
 
 SYSTEM = SystemEntry("base_q", "Base Q", "question only", "lower bound", Base)

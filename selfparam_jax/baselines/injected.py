@@ -1,22 +1,15 @@
 """The model that the documents were written into, asked the question alone: the adapter is applied, not merged."""
 
-import dataclasses
 from collections.abc import Sequence
 
 from selfparam_jax.data.documents import Document
 from selfparam_jax.evaluation.questions import answer_questions
 from selfparam_jax.evaluation.recommenders import ModelRecommender, RecommenderEntry
-from selfparam_jax.evaluation.systems import NO_COST, Setup, SystemEntry
+from selfparam_jax.evaluation.systems import BaseSystem, SystemEntry
 
 
-@dataclasses.dataclass
-class Injected:
+class Injected(BaseSystem):
     """The candidate; merged, it needs nothing that the base does not need."""
-
-    setup: Setup
-
-    def prepare(self, documents: Sequence[Document]) -> None:
-        """Nothing is prepared: the adapter is in the setup."""
 
     def answer(self, documents: Sequence[Document]) -> list[list[dict]]:
         setup = self.setup
@@ -25,9 +18,6 @@ class Injected:
         variables = {"params": setup.model.params, "lora": setup.lora}
         decoder = setup.model.decoder(lora_scale=setup.lora_scale)
         return answer_questions(decoder, variables, setup.prompt, documents, False, setup.batch_size)
-
-    def cost(self) -> dict:
-        return NO_COST
 
 
 SYSTEM = SystemEntry("injected", "Injected", "question only", "candidate", Injected)

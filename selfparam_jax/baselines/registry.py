@@ -1,6 +1,7 @@
 """Every system by name. A new system is a new file of this folder.
 
-A file's `SYSTEM` answers questions, its `RECOMMENDER` recommends titles; it has one of the two, or both.
+A file's `SYSTEM` answers questions, its `RECOMMENDER` recommends titles; it has one of the two, or both. A file whose
+name begins with "_" holds what several systems share.
 """
 
 import importlib
@@ -18,7 +19,7 @@ def find_systems(attribute: str = "SYSTEM") -> dict[str, SystemEntry]:
     """
     found: dict[str, SystemEntry] = {}
     for module in sorted(pkgutil.iter_modules(baselines.__path__), key=lambda module: module.name):
-        if module.name == "registry":
+        if module.name == "registry" or module.name.startswith("_"):
             continue
         file = importlib.import_module(f"{baselines.__name__}.{module.name}")
         if not hasattr(file, "SYSTEM") and not hasattr(file, "RECOMMENDER"):

@@ -45,16 +45,43 @@ def answer_questions(
       batch_size: questions decoded together.
 
     Returns:
-      per document and question: {"answer", "f1", "em", "contains", "paper", "f1_paper"}.
+      per document and question: {"answer", "f1", "em", "contains", "paper", "f1_paper", "tokens"}; the last counts
+      the tokens of the prompt.
 
     Raises:
       ValueError: a document is longer than the model can read, or a question names one that is not there.
     """
-    asked = [(d, q) for d, document in enumerate(documents) for q in range(len(document.questions))]
+    texts = [
+        [text_for(question, document, documents) if with_context else None for question in document.questions]
+        for document in documents
+    ]
+    return answer_with_texts(model, variables, prompt, documents, texts, batch_size)
+
+
+def answer_with_texts(
+    model: Decoder,
+    variables: dict,
+    prompt: Prompt,
+    documents: Sequence[Document],
+    texts: Sequence[Sequence[str | None]],
+    batch_size: int = 16,
+) -> list[list[dict]]:
+    """Answers every held-out question with a text of its own in the prompt before it.
+
+    Args:
+      model, variables, prompt, documents, batch_size: as in `answer_questions`.
+      texts: what stands before each question, per document and question; None for nothing.
+
+    Returns:
+      as `answer_questions`.
+
+    Raises:
+      ValueError: a text is longer than the model can read.
+    """
     by_text: dict[str | None, list[tuple[int, int]]] = {}  # a text is read once for all its questions
-    for d, q in asked:
-        text = text_for(documents[d].questions[q], documents[d], documents) if with_context else None
-        by_text.setdefault(text, []).append((d, q))
+    for d, document in enumerate(documents):
+        for q in range(len(document.questions)):
+            by_text.setdefault(texts[d][q], []).append((d, q))
     prefixes = [prompt.start_ids if text is None else prompt.context_prefix(text) for text in by_text]
     results: list[list[dict]] = [[{}] * len(document.questions) for document in documents]
     # What all prompts begin with is read once for all of them.
@@ -62,8 +89,8 @@ def answer_questions(
         questions = [documents[d].questions[q] for d, q in members]
         prompts = [prompt.question(question.question) for question in questions]
         made = generate(model, variables, prefix, prompts, SHORT_TOKENS, prompt.stop_ids, PAPER_TOKENS, batch_size)
-        for (d, q), question, ids in zip(members, questions, made, strict=True):
-            results[d][q] = score_answer(prompt, ids, question.answers)
+        for (d, q), question, ids, asked in zip(members, questions, made, prompts, strict=True):
+            results[d][q] = score_answer(prompt, ids, question.answers) | {"tokens": prefix.length + len(asked)}
     return results
 
 

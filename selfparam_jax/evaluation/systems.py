@@ -3,15 +3,22 @@
 The registry is `baselines.registry.SYSTEMS`: every system is a file of its own there.
 """
 
+import contextlib
 import dataclasses
+import pathlib
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.data.documents import Document
 from selfparam_jax.data.prompts import Prompt
+from selfparam_jax.evaluation.drift import General
+from selfparam_jax.models.decoder import Decoder
+from selfparam_jax.training.inject import Hooks
+from selfparam_jax.training.recipe import Recipe
 
 ROLES = ("lower bound", "upper bound", "baseline", "candidate")
+NO_COST = {"storage_bytes": 0, "extra_parameters": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +31,12 @@ class Setup:
       batch_size: questions decoded together.
       lora, lora_scale: an adapter that was trained on the documents, and its scale; None where there is none.
       adapters: gives the adapter of each document by its place, where each has its own of that scale; None elsewhere.
+      options: the system's own settings, an instance of `SystemEntry.options`; None for a system without any.
+      recipe: adapter, optimizer and target sentences, for a system that is trained.
+      unrelated: unrelated texts, for a system that is trained on target sentences.
+      general: general text as the base reads it, to see whether training ruins the model; None: not looked at.
+      directory: where the system keeps its work and resumes it; None keeps it in memory.
+      open_hooks: given a directory and a label, what shows progress of training and stops it.
     """
 
     model: Model
@@ -32,19 +45,48 @@ class Setup:
     lora: dict | None = None
     lora_scale: float = 1.0
     adapters: Callable[[int], dict] | None = None
+    options: Any = None
+    recipe: Recipe = Recipe()
+    unrelated: Sequence[str] = ()
+    general: General | None = None
+    directory: pathlib.Path | None = None
+    open_hooks: Callable[[pathlib.Path | None, str], contextlib.AbstractContextManager[Hooks]] = (
+        lambda directory, label: contextlib.nullcontext(Hooks())
+    )
 
 
 class System(Protocol):
     """Something that answers questions about documents."""
 
     def prepare(self, documents: Sequence[Document]) -> None:
-        """Reads, indexes or trains on the documents; called once, before any question."""
+        """Reads, indexes or trains on the documents; called once, before any question. Resumes its own work."""
 
     def answer(self, documents: Sequence[Document]) -> list[list[dict]]:
         """Answers the documents' held-out questions, as `questions.answer_questions` does."""
 
     def cost(self) -> dict:
-        """What it takes beside the base: {"storage_bytes", "extra_parameters"}."""
+        """What it needs beside the base to answer: {"storage_bytes", "extra_parameters"}; others may follow."""
+
+    def changed_model(self) -> tuple[Decoder, dict] | None:
+        """Decoder and variables of the model that it changed, whose drift is measured; None if it changed none."""
+
+
+@dataclasses.dataclass
+class BaseSystem:
+    """A system that prepares nothing, keeps nothing and changes no model, but for what its class says otherwise."""
+
+    setup: Setup
+
+    def prepare(self, documents: Sequence[Document]) -> None:
+        """Nothing is prepared."""
+
+    def cost(self) -> dict:
+        """Nothing beside the base."""
+        return NO_COST
+
+    def changed_model(self) -> tuple[Decoder, dict] | None:
+        """The base stays as it is."""
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +99,12 @@ class SystemEntry:
       role: one of ROLES; reports compare the candidate with the bounds.
       make: makes the system from a `Setup`.
       needs_adapters: whether it needs an adapter for each document (`Setup.adapters`), which job "single" makes.
+      needs_injection: whether it needs the adapter that the job trains (`Setup.lora`).
+      options: a frozen dataclass of the system's own settings with their defaults, `baselines.NAME` in a
+        configuration; None for a system without any.
+      also: other names under which settings may ask for it, such as the paper's.
+      unavailable: says why the system cannot be asked with the setup's model, "" if it can; its row in the table says
+        so instead of a score.
     """
 
     name: str
@@ -65,10 +113,11 @@ class SystemEntry:
     role: str
     make: Callable[[Setup], System]
     needs_adapters: bool = dataclasses.field(default=False, kw_only=True)
+    needs_injection: bool = dataclasses.field(default=False, kw_only=True)
+    options: type | None = dataclasses.field(default=None, kw_only=True)
+    also: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+    unavailable: Callable[[Setup], str] = dataclasses.field(default=lambda setup: "", kw_only=True)
 
     def record(self) -> dict:
         """What results.json holds of it."""
         return {"name": self.name, "label": self.label, "meaning": self.meaning, "role": self.role}
-
-
-NO_COST = {"storage_bytes": 0, "extra_parameters": 0}

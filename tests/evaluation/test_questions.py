@@ -110,8 +110,9 @@ def test_answers_equal_one_by_one(tiny_model, with_context, batch_size):
         prefix = prompt.context_prefix(context.text) if with_context else prompt.start_ids
         for question, answer in zip(context.questions, group, strict=True):
             # Without stops: all 24 tokens, whatever the others do.
-            (ids,) = generate(model, variables, prefix, [prompt.question(question.question)], 24)
-            assert answer == score_answer(prompt, ids, question.answers)
+            asked = prompt.question(question.question)
+            (ids,) = generate(model, variables, prefix, [asked], 24)
+            assert answer == score_answer(prompt, ids, question.answers) | {"tokens": len(prefix) + len(asked)}
             assert answer["paper"]
     flat = [answer["paper"] for group in found for answer in group]
     assert len(set(flat)) == 4
@@ -184,9 +185,9 @@ def test_all_documents_that_a_question_needs_are_read(tiny_model):
     texts = [[DATED[0].text, TOGETHER, DATED[0].text], [DATED[1].text], []]
     for document, group, before in zip(DATED, found, texts, strict=True):
         for question, answer, text in zip(document.questions, group, before, strict=True):
-            rows = [prompt.question(question.question)]
-            (ids,) = generate(model, variables, prompt.context_prefix(text), rows, 24)
-            assert answer == score_answer(prompt, ids, question.answers)
+            prefix, asked = prompt.context_prefix(text), prompt.question(question.question)
+            (ids,) = generate(model, variables, prefix, [asked], 24)
+            assert answer == score_answer(prompt, ids, question.answers) | {"tokens": len(prefix) + len(asked)}
 
 
 def test_answers_by_kind():
