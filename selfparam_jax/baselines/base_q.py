@@ -18,5 +18,5 @@ class Base(BaseSystem):
         )
 
 
-SYSTEM = SystemEntry("base_q", "Base Q", "question only", "lower bound", Base)
+SYSTEM = SystemEntry("base_q", "Base Q", "question only", "lower bound", Base, also=("base",))
 RECOMMENDER = RecommenderEntry("base", "Base", "dialogue only", "lower bound", ModelRecommender)

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from selfparam_jax.data.documents import Document
-from selfparam_jax.evaluation.questions import answer_questions
+from selfparam_jax.evaluation.drift import General
 from selfparam_jax.evaluation.recommenders import ModelRecommender, RecommenderEntry
-from selfparam_jax.evaluation.systems import BaseSystem, SystemEntry
+from selfparam_jax.evaluation.systems import BaseSystem, SystemEntry, answer_adapted, drift_adapted
 
 
 class Injected(BaseSystem):
@@ -15,10 +15,13 @@ class Injected(BaseSystem):
         setup = self.setup
         if setup.lora is None:
             raise ValueError("the injected model needs an adapter, but the setup has none; inject first")
-        variables = {"params": setup.model.params, "lora": setup.lora}
-        decoder = setup.model.decoder(lora_scale=setup.lora_scale)
-        return answer_questions(decoder, variables, setup.prompt, documents, False, setup.batch_size)
+        return answer_adapted(setup, setup.lora, setup.lora_scale, documents)
+
+    def drift(self, general: General) -> dict:
+        return drift_adapted(self.setup, self.setup.lora, self.setup.lora_scale, general)
 
 
-SYSTEM = SystemEntry("injected", "Injected", "question only", "candidate", Injected)
+SYSTEM = SystemEntry(
+    "injected", "Injected", "question only", "candidate", Injected, needs_injection=True, also=("selfparam",)
+)
 RECOMMENDER = RecommenderEntry("injected", "Injected", "dialogue only", "candidate", ModelRecommender)

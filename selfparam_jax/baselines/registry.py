@@ -36,5 +36,17 @@ def find_systems(attribute: str = "SYSTEM") -> dict[str, SystemEntry]:
     return dict(sorted(found.items(), key=lambda item: (order.index(item[1].role), item[0])))
 
 
+def system_name(asked: str) -> str:
+    """The name under which a system is recorded, given that name or another (`SystemEntry.also`).
+
+    Raises:
+      ValueError: there is no such system.
+    """
+    for name, entry in SYSTEMS.items():
+        if asked == name or asked in entry.also:
+            return name
+    raise ValueError(f"systems has {asked!r}, expected some of {', '.join(SYSTEMS)}")
+
+
 SYSTEMS = find_systems()
 RECOMMENDERS = find_systems("RECOMMENDER")

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.data.documents import Document
 from selfparam_jax.data.prompts import Prompt
-from selfparam_jax.evaluation.drift import General
-from selfparam_jax.models.decoder import Decoder
+from selfparam_jax.evaluation.drift import NOT_MEASURED, General, measure_drift
+from selfparam_jax.evaluation.questions import answer_questions
 from selfparam_jax.training.inject import Hooks
 from selfparam_jax.training.recipe import Recipe
 
@@ -67,13 +67,20 @@ class System(Protocol):
     def cost(self) -> dict:
         """What it needs beside the base to answer: {"storage_bytes", "extra_parameters"}; others may follow."""
 
-    def changed_model(self) -> tuple[Decoder, dict] | None:
-        """Decoder and variables of the model that it changed, whose drift is measured; None if it changed none."""
+    def drift(self, general: General) -> dict:
+        """How far the model that it changed is from the base on general text; NOT_MEASURED if it changed none."""
+
+    def healthy(self) -> "tuple[int, System] | None":
+        """If training has ruined the model: the last step at which it had not, and the model of then."""
 
 
 @dataclasses.dataclass
 class BaseSystem:
-    """A system that prepares nothing, keeps nothing and changes no model, but for what its class says otherwise."""
+    """A system that prepares nothing, keeps nothing and changes no model, but for what its class says otherwise.
+
+    Attributes:
+      setup: what it is made from.
+    """
 
     setup: Setup
 
@@ -84,9 +91,24 @@ class BaseSystem:
         """Nothing beside the base."""
         return NO_COST
 
-    def changed_model(self) -> tuple[Decoder, dict] | None:
+    def drift(self, general: General) -> dict:
         """The base stays as it is."""
+        return NOT_MEASURED
+
+    def healthy(self) -> tuple[int, System] | None:
+        """Nothing is trained, or its health is not looked at."""
         return None
+
+
+def answer_adapted(setup: Setup, lora: dict, scale: float, documents: Sequence[Document]) -> list[list[dict]]:
+    """What the base with an adapter beside it answers without the documents, as `questions.answer_questions`."""
+    decoder, variables = setup.model.decoder(lora_scale=scale), {"params": setup.model.params, "lora": lora}
+    return answer_questions(decoder, variables, setup.prompt, documents, False, setup.batch_size)
+
+
+def drift_adapted(setup: Setup, lora: dict, scale: float, general: General) -> dict:
+    """How far the base with an adapter beside it is from the base, as `drift.measure_drift`."""
+    return measure_drift(setup.model.decoder(lora_scale=scale), general, {"params": setup.model.params, "lora": lora})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +120,7 @@ class SystemEntry:
       label, meaning: what reports call it, and what it reads, in a few words.
       role: one of ROLES; reports compare the candidate with the bounds.
       make: makes the system from a `Setup`.
+      trained: whether preparing it means training, so that it comes after the job's own injection.
       needs_adapters: whether it needs an adapter for each document (`Setup.adapters`), which job "single" makes.
       needs_injection: whether it needs the adapter that the job trains (`Setup.lora`).
       options: a frozen dataclass of the system's own settings with their defaults, `baselines.NAME` in a
@@ -112,6 +135,7 @@ class SystemEntry:
     meaning: str
     role: str
     make: Callable[[Setup], System]
+    trained: bool = dataclasses.field(default=False, kw_only=True)
     needs_adapters: bool = dataclasses.field(default=False, kw_only=True)
     needs_injection: bool = dataclasses.field(default=False, kw_only=True)
     options: type | None = dataclasses.field(default=None, kw_only=True)

@@ -12,12 +12,13 @@ from selfparam_jax.data.documents import Question
 from selfparam_jax.data.passages import group_passages
 from selfparam_jax.data.retrieval import Retriever
 from selfparam_jax.evaluation.reach import Asker
-from selfparam_jax.evaluation.systems import Setup
+from selfparam_jax.evaluation.systems import System
 from selfparam_jax.jobs.bars import announced
-from selfparam_jax.jobs.evaluation import INJECTED, answer_injected, system_names
+from selfparam_jax.jobs.evaluation import INJECTED, answer_injected
 from selfparam_jax.jobs.inputs import Job, reopen
 from selfparam_jax.jobs.sequential import sequences_of
 from selfparam_jax.jobs.single import injection_directory, read_adapter
+from selfparam_jax.jobs.systems import measured_path, read_measured, system_names, system_setup
 from selfparam_jax.sequential.sequence import current_model
 from selfparam_jax.targets.formats.forms import trained_form
 
@@ -62,6 +63,19 @@ def _asker(job: Job, name: str, model: Model, lora: dict | None) -> Asker:
     return Asker(decoder, {"params": model.params, "lora": lora}, job.prompt, 1)
 
 
+def _prepared(job: Job, name: str, lora: dict | None) -> System | None:
+    """A system of the job, prepared for all its documents; None for one that is trained, or that was not measured."""
+    entry, folder = SYSTEMS[name], measured_path(job.workdir, name).parent
+    setup = dataclasses.replace(system_setup(job, entry, folder), lora=lora)
+    if entry.role == "baseline":
+        measured = read_measured(job.workdir, name) or {"unavailable": "not measured"}
+        if entry.trained or job.settings.job != "batch" or "unavailable" in measured:
+            return None
+    system = entry.make(setup)
+    system.prepare(job.documents)
+    return system
+
+
 def ask(
     workdir: str | pathlib.Path, questions: Sequence[str], document_id: str | None = None, form: str = ""
 ) -> list[dict]:
@@ -75,7 +89,7 @@ def ask(
       form: "chat": the base, with and without the document, and the injected model are asked through the model's chat
         template; "reading": in the job's prompt format, with short answers; "bare": the question and a line break;
         "": "chat" where pairs were trained on in conversations (`targets.formats`), else "reading". Other systems are
-        always asked in the job's prompt format.
+        always asked in the job's prompt format; those that were trained beside the injected model are not asked.
 
     Returns:
       per question {system name: answer, ..., "document": id}.
@@ -95,7 +109,7 @@ def ask(
     form = form or trained_form(job.prompt, job.recipe.targets)
     if form == "chat" and not job.model.has_chat_template:
         raise ValueError("form = 'chat', but the model has no chat template; ask with form 'reading'")
-    answers, models = [], {}
+    answers, models, systems = [], {}, {}
     retriever = Retriever([f"{job.documents[place].title}\n\n{job.documents[place].text}" for place in places])
     for question in questions:
         index = places[int(np.argmax(retriever.scores(question)))]
@@ -114,9 +128,11 @@ def ask(
             if name == INJECTED:
                 made = answer_injected(job, asked, *models[directory])
             else:
-                system = SYSTEMS[name].make(Setup(job.model, job.prompt, job.settings.eval.batch_size))
-                system.prepare(asked)
-                made = system.answer(asked)
+                if name not in systems:
+                    systems[name] = _prepared(job, name, models[directory][1])
+                if systems[name] is None:
+                    continue
+                made = systems[name].answer(asked)
             found[name] = made[0][0]["answer"]
         answers.append(found | {"document": ids[index]})
     return answers

@@ -10,7 +10,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from selfparam_jax.baselines.registry import RECOMMENDERS, SYSTEMS
+from selfparam_jax.baselines.registry import RECOMMENDERS, SYSTEMS, system_name
 from selfparam_jax.checkpoints.default_model import DEFAULT_MODEL, cache_directory
 from selfparam_jax.checkpoints.load import load_model
 from selfparam_jax.checkpoints.model import Model
@@ -31,7 +31,7 @@ from selfparam_jax.evaluation import drift
 from selfparam_jax.evaluation.questions import SHORT_TOKENS, text_for
 from selfparam_jax.evaluation.recommendation import read_entities, read_items
 from selfparam_jax.jobs.passages import with_passages
-from selfparam_jax.jobs.settings import SELF, Settings, read_settings
+from selfparam_jax.jobs.settings import SELF, BaselineOptions, Settings, read_settings
 from selfparam_jax.jobs.workdir import bind_workdir, digest_inputs, read_workdir
 from selfparam_jax.models.attention import BLOCKS, check_backend, runs_on
 from selfparam_jax.targets.choose_pairs import fitting_pairs
@@ -50,6 +50,9 @@ FREE = (
     "report_to",
     "eval.sample_every",
     "eval.sample_questions",
+    # A finished run may be asked for more systems; each is bound to its own settings.
+    "systems",
+    *(f"baselines.{name}" for name in flatten(dataclasses.asdict(BaselineOptions()))),
 )
 # The documents that come with the package, by what follows "examples:".
 EXAMPLES = {"": "documents.jsonl", "development": "development.jsonl"}
@@ -354,12 +357,10 @@ def check_job(job: Job) -> Job:
     Raises:
       ValueError: a document does not fit into the model together with its questions, or there is an unknown system.
     """
-    for name in job.settings.eval.systems:
-        if name not in SYSTEMS:
-            raise ValueError(f"eval.systems has {name!r}, expected some of {', '.join(SYSTEMS)}")
-        if SYSTEMS[name].needs_adapters and job.settings.job != "single":
+    for name in job.settings.systems:
+        if SYSTEMS[system_name(name)].needs_adapters and job.settings.job != "single":
             raise ValueError(
-                f"eval.systems has {name!r} in job {job.settings.job!r}, expected it in job 'single' only, which "
+                f"systems has {name!r} in job {job.settings.job!r}, expected it in job 'single' only, which "
                 "has an adapter for each document; take it out or set job=single"
             )
     for name in job.settings.recommend.systems:

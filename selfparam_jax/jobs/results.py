@@ -9,8 +9,11 @@ from selfparam_jax.baselines.registry import SYSTEMS
 from selfparam_jax.data.passages import Passage, group_passages
 from selfparam_jax.distributed import files
 from selfparam_jax.evaluation import questions
+from selfparam_jax.evaluation.metrics import bootstrap_interval
+from selfparam_jax.jobs.evaluation import INJECTED
 from selfparam_jax.jobs.inputs import Job, start_backend
 from selfparam_jax.jobs.passages import join_answers, name_passages
+from selfparam_jax.jobs.systems import read_measured, system_names
 from selfparam_jax.reports import report
 from selfparam_jax.targets.write_pairs import describe_written
 
@@ -30,6 +33,7 @@ def write_results(job: Job, answers: dict, drift: dict, timing: dict, training: 
       the content of results.json.
     """
     names = [name for name in SYSTEMS if name in answers]
+    measured = {name: found for name in system_names(job) if (found := read_measured(job.workdir, name))}
     sources = group_passages(job.documents)
     joined = {name: join_answers(job.documents, answers[name]) for name in names}
     per_context = []
@@ -55,8 +59,10 @@ def write_results(job: Job, answers: dict, drift: dict, timing: dict, training: 
         "prompt": job.recipe.prompt,
         "num_contexts": len(sources),
         "num_questions": sum(len(document.questions) for document in job.documents),
-        "systems": [_system_record(name, bool(split)) for name in names],
+        "systems": [_system_record(name, bool(split)) for name in SYSTEMS if name in answers or name in measured],
         "scores": {name: questions.summarize(joined[name]) for name in names},
+        "measured": {name: found | _per_question(answers.get(name)) for name, found in measured.items()},
+        "against_injected": _against(answers.get(INJECTED), {name: answers[name] for name in names}, job),
         "drift": drift,
         "timing": timing,
         **training,
@@ -74,6 +80,30 @@ def write_results(job: Job, answers: dict, drift: dict, timing: dict, training: 
     files.write_json(job.workdir / "results.json", results)
     report.write_report(job.workdir)
     return files.read_json(job.workdir / "results.json")
+
+
+def _per_question(answers: Sequence[Sequence[dict]] | None) -> dict:
+    """Means over all questions of what is counted for each: tokens read, and whether retrieval hit."""
+    flat = [answer for group in answers or () for answer in group]
+    found = {}
+    for name in ("tokens", "hit"):
+        having = [answer[name] for answer in flat if answer.get(name) is not None]
+        found[name] = float(np.mean(having)) if having else None
+    return found
+
+
+def _against(injected: Sequence[Sequence[dict]] | None, answers: dict, job: Job) -> dict:
+    """Every system's F1 less the injected model's, with an interval over the same samples of questions."""
+    found = {}
+    for name, groups in answers.items():
+        if injected is None or name == INJECTED:
+            continue
+        pairs = zip(join_answers(job.documents, groups), join_answers(job.documents, injected), strict=True)
+        changes = [[a["f1"] - b["f1"] for a, b in zip(*pair, strict=True)] for pair in pairs]
+        if changes := [group for group in changes if group]:
+            difference = float(np.mean([np.mean(group) for group in changes]))
+            found[name] = {"f1": difference, "ci95": bootstrap_interval(changes)}
+    return found
 
 
 def _kinds(job: Job, answers: dict[str, list[list[dict]]]) -> list[dict]:

@@ -24,6 +24,7 @@ from selfparam_jax.jobs.sequential import run_sequential
 from selfparam_jax.jobs.settings import SELF, read_settings
 from selfparam_jax.jobs.single import run_single
 from selfparam_jax.jobs.synthesis import draw_unrelated, two_step_documents, write_missing_pairs
+from selfparam_jax.jobs.systems import missing_systems
 from selfparam_jax.jobs.tracking import check_trackers, track_results
 from selfparam_jax.jobs.workdir import stopped_words
 from selfparam_jax.training.inject import Interrupted
@@ -48,8 +49,11 @@ def run_job(config: ConfigDict, workdir: str | pathlib.Path) -> dict:
         job = prepare(config, workdir)
     finished = job.workdir / "results.json"
     if finished.exists():
-        logging.info("%s is complete; nothing to do", job.workdir)
-        return files.read_json(finished)
+        results = files.read_json(finished)
+        if not (missing := missing_systems(job, results)):
+            logging.info("%s is complete; nothing to do", job.workdir)
+            return results
+        logging.info("%s is complete but for %s", job.workdir, ", ".join(missing))
     logging.info("%s: %d documents, model %s", job.settings.job, len(job.documents), job.model.name)
     try:
         job = with_written_texts(job)

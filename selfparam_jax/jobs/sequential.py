@@ -8,11 +8,11 @@ import numpy as np
 from selfparam_jax.checkpoints.export import merge_for_export, save_model
 from selfparam_jax.evaluation import questions
 from selfparam_jax.jobs.bars import announced
-from selfparam_jax.jobs.evaluation import measure_systems
 from selfparam_jax.jobs.inputs import Job
 from selfparam_jax.jobs.progress import open_hooks
 from selfparam_jax.jobs.results import mean_drift, tokens_per_second, write_results
 from selfparam_jax.jobs.single import gather_lines
+from selfparam_jax.jobs.systems import measure_systems
 from selfparam_jax.jobs.tracking import job_tracking
 from selfparam_jax.reports import sequence as sequence_report
 from selfparam_jax.sequential import sequence as sequences

@@ -10,6 +10,7 @@ import typing
 
 from ml_collections import ConfigDict
 
+from selfparam_jax.baselines.registry import SYSTEMS
 from selfparam_jax.checkpoints.default_model import DEFAULT_MODEL
 from selfparam_jax.checkpoints.tokenizers import read_date
 from selfparam_jax.distributed.files import flatten
@@ -39,6 +40,7 @@ RENAMED = {
     "sequential.rehearsal_per_epoch": "sequential.replay_per_epoch",
     "sequential.rehearsal_weight": "sequential.replay_weight",
     "sequential.imagined_per_epoch": "sequential.self_generated_per_epoch",
+    "eval.systems": "systems",
 }
 RENAMED_VALUES = {("prompt", "worked"): "few_shot"}
 
@@ -48,7 +50,6 @@ class EvalConfig:
     """What a job measures beside its training.
 
     Attributes:
-      systems: which systems answer the questions beside the injected model, by name (`baselines.registry.SYSTEMS`).
       general: general text on which drift is measured, never trained on: "examples" (ours), a JSONL file with "text",
         or a .txt file with blank lines between texts; "" measures none.
       batch_size: questions decoded together.
@@ -67,7 +68,6 @@ class EvalConfig:
       ValueError: a value outside its range.
     """
 
-    systems: tuple[str, ...] = ("base_q", "base_cq")
     general: str = "examples"
     batch_size: int = 16
     sample_every: int = 0
@@ -81,6 +81,18 @@ class EvalConfig:
         for name, least in (("batch_size", 1), ("sample_every", 0), ("sample_questions", 1)):
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"eval.{name} = {value}, expected at least {least}")
+
+
+# A section for each system that has settings of its own: a new system brings them along.
+BaselineOptions = dataclasses.make_dataclass(
+    "BaselineOptions",
+    [(name, entry.options, entry.options()) for name, entry in SYSTEMS.items() if entry.options],
+    frozen=True,
+)
+BaselineOptions.__doc__ = "The own settings of the systems that have some.\n\nAttributes:\n" + "\n".join(
+    f"  {field.name}: {SYSTEMS[field.name].label}, {SYSTEMS[field.name].meaning}."
+    for field in dataclasses.fields(BaselineOptions)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +151,9 @@ class Settings:
       lora: shape of the adapter.
       train: optimizer, batches and epochs.
       eval: what is measured.
+      systems: which systems answer the questions beside the injected model, by name (`baselines.registry.SYSTEMS`);
+        a finished run may be asked for more of them.
+      baselines: the own settings of these systems.
       recommend: what job "recommend" asks; its `contexts` are dialogues (`data.dialogues`), "examples" are ours.
 
     Raises:
@@ -173,6 +188,8 @@ class Settings:
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     recommend: RecommendConfig = RecommendConfig()
+    systems: tuple[str, ...] = ("base_q", "base_cq")
+    baselines: BaselineOptions = BaselineOptions()
 
     def __post_init__(self):
         for name, allowed in (
@@ -287,7 +304,11 @@ def _from_dict(section: type, given: dict, prefix: str):
             values[field.name] = _from_dict(kind, value, f"{name}.")
         else:
             values[field.name] = _typed(name, kind, value)
-    return section(**values)
+    try:
+        return section(**values)
+    except ValueError as error:
+        # The options of a system do not know under which name it is registered.
+        raise ValueError(f"{prefix}{error}" if prefix.startswith("baselines.") else str(error)) from error
 
 
 def _typed(name: str, kind: type, value: object) -> object:

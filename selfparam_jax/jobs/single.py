@@ -11,11 +11,19 @@ from selfparam_jax.data.passages import group_passages
 from selfparam_jax.distributed import files
 from selfparam_jax.distributed.mesh import replicated
 from selfparam_jax.evaluation import questions
+from selfparam_jax.evaluation.systems import NO_COST
 from selfparam_jax.jobs.batch import inject_documents
-from selfparam_jax.jobs.evaluation import evaluate_injected, measure_systems, measure_with_adapters
+from selfparam_jax.jobs.evaluation import evaluate_injected
 from selfparam_jax.jobs.inputs import Job
 from selfparam_jax.jobs.passages import join_answers
 from selfparam_jax.jobs.results import mean_drift, tokens_per_second, write_results
+from selfparam_jax.jobs.systems import (
+    measure_systems,
+    measure_trained,
+    measure_with_adapters,
+    measured_group,
+    write_injected,
+)
 from selfparam_jax.training.checkpoints import Checkpoints
 
 
@@ -46,7 +54,7 @@ def run_single(job: Job, began: float) -> dict:
     bounded = time.perf_counter()
     totals = {"teacher_s": 0.0, "train_s": 0.0, "evaluate_s": 0.0}
     tokens = steps = 0
-    injected, drifts, fills = [], [], []
+    injected, drifts, fills, groups = [], [], [], []
     documents = group_passages(job.documents)
     directories = [injection_directory(job.workdir, index) for index in range(len(documents))]
     for index, (document, directory) in enumerate(zip(documents, directories, strict=True)):
@@ -59,12 +67,17 @@ def run_single(job: Job, began: float) -> dict:
         injected += questions.match_answers(document.passages, part["answers"])
         drifts.append(part["drift"])
         fills.append(part["fill"])
+        groups.append(part["measured"])
         totals = {name: totals[name] + part[name] for name in totals}
         tokens, steps = tokens + part["sentence_tokens"], steps + part["steps"]
     gather_lines(job.workdir, [document.id for document in documents], directories)
     began_asking = time.perf_counter()
+    write_injected(job, groups)
     answers |= measure_with_adapters(job, lambda place: read_adapter(job, directories[place]))
     totals["evaluate_s"] += time.perf_counter() - began_asking
+    began_comparing = time.perf_counter()
+    answers |= measure_trained(job, lambda number: read_adapter(job, directories[number]))
+    totals["compare_s"] = time.perf_counter() - began_comparing
     timing = {
         "total_s": time.perf_counter() - began,
         "load_s": loaded - began,
@@ -92,12 +105,13 @@ def inject_single(job: Job, documents: Sequence[Document], directory: pathlib.Pa
       label: of the progress bar.
 
     Returns:
-      what injected.json holds: "answers" by document and question, "drift", seconds, tokens and steps.
+      what injected.json holds: "answers" by document and question, "drift", "measured", seconds, tokens and steps.
     """
     done = inject_documents(job, documents, directory, label)
     began = time.perf_counter()
-    answers, drift = evaluate_injected(job, documents, done.lora)
+    answers, drift, seconds = evaluate_injected(job, documents, done.lora)
     return {
+        "measured": measured_group(answers, done.teacher_s + done.train_s, seconds, NO_COST, drift),
         "answers": questions.answer_records(documents, answers),
         "drift": drift,
         "teacher_s": done.teacher_s,

@@ -15,7 +15,7 @@ def test_every_reader_answers_as_ours(model_dir, tmp_path):
     for name in ("torch", "peft", "fastapi", "uvicorn"):
         require(name)
     config = batch_config(model_dir, tmp_path)
-    config.export_dtype, config.eval.general, config.eval.systems, config.eval.reach = "", "", (), "none"
+    config.export_dtype, config.eval.general, config.systems, config.eval.reach = "", "", (), "none"
     config.train.epochs = 2
     run_job(config, tmp_path / "run")
     told = []

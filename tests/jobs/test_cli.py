@@ -87,7 +87,7 @@ def test_the_usage_names_every_verb(capsys):
             "'maybe', expected true or false",
         ),
         (["run", "--config=batch", "--config.mesh=3"], "mesh = '3', expected one of its settings, such as mesh.data"),
-        (["run", "--config=batch", "--config.eval.systems=3"], "eval.systems = (3,), expected a tuple of str"),
+        (["run", "--config=batch", "--config.systems=3"], "systems = (3,), expected a tuple of str"),
         (
             ["run", "--config=batch", "--config.report_to=tensorbord"],
             "report_to names 'tensorbord', expected",

@@ -58,7 +58,7 @@ def first(model, tmp_path_factory):
 def config(model_dir, tmp_path, first):
     """Three steps on all documents, from that adapter."""
     config = batch_config(model_dir, tmp_path)
-    config.adapter, config.export_dtype, config.eval.general, config.eval.systems = str(first), "", "", ()
+    config.adapter, config.export_dtype, config.eval.general, config.systems = str(first), "", "", ()
     config.eval.reach = "none"
     config.train.epochs = 3
     return config

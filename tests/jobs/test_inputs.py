@@ -87,7 +87,7 @@ BAD = {
     "malformed": (contexts_file(record() + '{"id": \n'), "line 2"),
     "no context": (contexts_file(record(context=None)), "line 1.*context"),
     "no answers": (contexts_file(record(questions=[{"question": "Who?", "answers": []}])), "line 1.*answers"),
-    "a bank in one set of weights": (change("eval.systems", ("base_q", "bank")), "'bank' in job 'batch', expected"),
+    "a bank in one set of weights": (change("systems", ("base_q", "bank")), "'bank' in job 'batch', expected"),
     "needed document": (
         contexts_file(record(questions=[{"question": "Who?", "answers": ["x"], "documents": ["doc-9"]}])),
         "document 'doc-0': the question 'Who\\?' needs the document 'doc-9', which is not among",
@@ -104,7 +104,7 @@ BAD = {
     "unknown attention": (change("attention", "flash"), "attention = 'flash', expected one of"),
     "unknown schedule": (change("train.schedule", "cosin"), "expected 'constant', 'linear' or 'cosine'"),
     "unknown target": (change("lora.target_modules", ("q_prj",)), "q_prj"),
-    "unknown system": (change("eval.systems", ("base_q", "base_r")), "'base_r', expected some of base_q, injected"),
+    "unknown system": (change("systems", ("base_q", "base_r")), "'base_r', expected some of base_q, injected"),
     "unknown examples": (change("contexts", "examples:few"), "NAME one of development, two_documents, over_time"),
     "unknown loss tokens": (
         change("targets.loss_tokens", "answers"),

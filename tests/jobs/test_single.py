@@ -11,7 +11,7 @@ def test_single_restores_the_base_between_documents(config, tmp_path):
     config.train.epochs = 2
     both = tmp_path / "single"
     config.job, config.context_ids = "single", ("doc-0", "doc-1")
-    config.eval.systems = ("base_q", "base_cq", "bank")
+    config.systems = ("base_q", "base_cq", "bank")
     results = run_job(config, both)
     assert set(results["spread"]) == {"f1_mean", "f1_std", "f1_min", "f1_max"}
     assert results["num_contexts"] == 2
@@ -27,7 +27,7 @@ def test_single_restores_the_base_between_documents(config, tmp_path):
         predicted[1]["bank"]["answer"],
     ) and "bank" not in answer
     alone = tmp_path / "alone"
-    config.job, config.context_ids, config.eval.systems = "batch", ("doc-1",), ("base_q", "base_cq")
+    config.job, config.context_ids, config.systems = "batch", ("doc-1",), ("base_q", "base_cq")
     run_job(config, alone)
     (steps, adapter), (wanted_steps, wanted) = newest_adapter(both / "contexts" / "001"), newest_adapter(alone)
     assert steps == wanted_steps

@@ -67,7 +67,7 @@ def told(model_dir, tmp_path_factory):
     wandb = require("wandb")
     folder = tmp_path_factory.mktemp("tracking")
     config = batch_config(model_dir, folder)
-    config.export_dtype, config.eval.general, config.eval.systems = "", "", ()
+    config.export_dtype, config.eval.general, config.systems = "", "", ()
     config.endpoint.base_url, config.endpoint.key_variable = "https://example.org/v1", "KEY_OF_A_TEST"
     config.report_to, config.eval.sample_every, config.eval.sample_questions = "tensorboard, wandb", 2, 2
     OfWandb.runs = []
