@@ -16,7 +16,7 @@ from selfparam_jax.evaluation.metrics import (
     token_f1,
 )
 from selfparam_jax.inference.decoding import generate
-from selfparam_jax.inference.prefix import read_prefixes
+from selfparam_jax.inference.prefix import Prefix, read_prefixes
 from selfparam_jax.models.decoder import Decoder
 from selfparam_jax.targets.dates import date_of, in_order, in_words
 
@@ -87,11 +87,36 @@ def answer_with_texts(
     # What all prompts begin with is read once for all of them.
     for prefix, members in zip(read_prefixes(model, variables, prefixes), by_text.values(), strict=True):
         questions = [documents[d].questions[q] for d, q in members]
-        prompts = [prompt.question(question.question) for question in questions]
-        made = generate(model, variables, prefix, prompts, SHORT_TOKENS, prompt.stop_ids, PAPER_TOKENS, batch_size)
-        for (d, q), question, ids, asked in zip(members, questions, made, prompts, strict=True):
-            results[d][q] = score_answer(prompt, ids, question.answers) | {"tokens": prefix.length + len(asked)}
+        found = answer_after(model, variables, prompt, prefix, questions, batch_size)
+        for (d, q), answer in zip(members, found, strict=True):
+            results[d][q] = answer | {"tokens": prefix.length + answer["tokens"]}
     return results
+
+
+def answer_after(
+    model: Decoder,
+    variables: dict,
+    prompt: Prompt,
+    prefix: Prefix,
+    questions: Sequence[Question],
+    batch_size: int = 16,
+) -> list[dict]:
+    """Answers questions that follow one prefix.
+
+    Args:
+      model, variables, prompt, batch_size: as in `answer_questions`.
+      prefix: what was read, or trained, before.
+      questions: with their gold answers.
+
+    Returns:
+      per question as `answer_questions`, with the tokens of the question alone.
+    """
+    prompts = [prompt.question(question.question) for question in questions]
+    made = generate(model, variables, prefix, prompts, SHORT_TOKENS, prompt.stop_ids, PAPER_TOKENS, batch_size)
+    return [
+        score_answer(prompt, ids, question.answers) | {"tokens": len(asked)}
+        for question, ids, asked in zip(questions, made, prompts, strict=True)
+    ]
 
 
 def text_for(question: Question, document: Document, documents: Sequence[Document]) -> str:

@@ -30,11 +30,12 @@ class Prefix:
 
     Attributes:
       key_values: of its tokens, B = 1; segments are SHARED where there is a token and EMPTY elsewhere.
-      parts: for each piece, in order, its final normed hidden states [T, D] and how many of its tokens are real.
+      parts: for each piece, in order, its final normed hidden states [T, D] (None for keys and values that were not
+        read from a text) and how many of its tokens are real.
     """
 
     key_values: KeyValues
-    parts: tuple[tuple[jax.Array, int], ...]
+    parts: tuple[tuple[jax.Array | None, int], ...]
 
     @property
     def length(self) -> int:
@@ -191,6 +192,27 @@ def read_prefixes(model: Decoder, variables: dict, texts: Sequence[Sequence[int]
 def read_prefix(model: Decoder, variables: dict, ids: Sequence[int]) -> Prefix:
     """Reads one text that several rows will continue; see `read_prefixes`."""
     return next(read_prefixes(model, variables, [ids]))
+
+
+def shared_block(keys: jax.Array, values: jax.Array) -> KeyValues:
+    """Keys (as they are attended to: rotated) and values [L, 1, K, S, H] at positions 0 to S - 1 that all rows see."""
+    positions = jnp.arange(keys.shape[3], dtype=jnp.int32)[None]
+    return KeyValues(keys, values, positions, jnp.full_like(positions, SHARED))
+
+
+def prefix_of(model: Decoder, keys: jax.Array, values: jax.Array) -> Prefix:
+    """Given keys and values as a prefix that rows continue, without the states of a text.
+
+    Args:
+      model: the decoder.
+      keys, values: [L, 1, K, S, H], as `shared_block` has them.
+
+    Returns:
+      the prefix of S tokens, in the model's dtype.
+    """
+    block = shared_block(jnp.asarray(keys, model.dtype), jnp.asarray(values, model.dtype))
+    length = keys.shape[3]
+    return Prefix(_resized_copy(model.sharding, block, cache_size(length)), ((None, length),))
 
 
 @functools.partial(jax.jit, static_argnames=("sharding", "size"))
