@@ -81,21 +81,22 @@ class Trained(BaseSystem):
             done = self.train(documents, hooks)
         self.lora, self.steps, self.train_s = done.lora, done.steps, done.teacher_s + done.train_s
 
+    def with_trained(self, lora: dict) -> BaseSystem:
+        """The model with what was trained, or with what it was at an earlier step."""
+        scale = self.recipe.lora.scale
+        return Adapted(dataclasses.replace(self.setup, lora=lora, lora_scale=scale))
+
     def answer(self, documents: Sequence[Document]) -> list[list[dict]]:
-        return answer_adapted(self.setup, self.lora, self.recipe.lora.scale, documents)
+        return self.with_trained(self.lora).answer(documents)
 
     @functools.cached_property
     def _drift(self) -> dict:
-        return drift_adapted(self.setup, self.lora, self.recipe.lora.scale, self.setup.general)
+        return self.with_trained(self.lora).drift(self.setup.general)
 
     def drift(self, general: General) -> dict:
-        return (
-            self._drift
-            if general is self.setup.general
-            else drift_adapted(self.setup, self.lora, self.recipe.lora.scale, general)
-        )
+        return self._drift if general is self.setup.general else self.with_trained(self.lora).drift(general)
 
-    def healthy(self) -> tuple[int, "Adapted"] | None:
+    def healthy(self) -> tuple[int, BaseSystem] | None:
         """The last step at which the model was healthy, and the model of then; None if it still is, or never was."""
         if self.setup.general is None or is_healthy(self._drift):
             return None
@@ -134,7 +135,7 @@ class Health:
     def look(self, step: int, model: Model, lora: dict) -> None:
         """Measures the model after a step, and keeps its adapter if it is healthy."""
         setup = self._system.setup
-        drift = drift_adapted(setup, lora, self._system.recipe.lora.scale, setup.general)
+        drift = self._system.with_trained(lora).drift(setup.general)
         self._steps[str(step)] = drift["perplexity_after"]
         if is_healthy(drift):
             self._arrays = {"step": np.int64(step), **flatten_dict(jax.tree.map(fetch, lora), sep=".")}
@@ -144,7 +145,7 @@ class Health:
                     save_file(self._arrays, path)
             files.write_json(self._directory / "health.json", {"perplexity": self._steps})
 
-    def last(self) -> tuple[int, Adapted] | None:
+    def last(self) -> tuple[int, BaseSystem] | None:
         """The last step at which the model was healthy, and the model of then; None if it never was."""
         arrays, setup = self._arrays, self._system.setup
         if arrays is None and self._directory is not None and (self._directory / "healthy.safetensors").exists():
@@ -153,9 +154,7 @@ class Health:
             return None
         arrays = dict(arrays)
         step = int(arrays.pop("step"))
-        lora = put_same(setup.model.mesh, unflatten_dict(arrays, sep="."))
-        scale = self._system.recipe.lora.scale
-        return step, Adapted(dataclasses.replace(setup, lora=lora, lora_scale=scale))
+        return step, self._system.with_trained(put_same(setup.model.mesh, unflatten_dict(arrays, sep=".")))
 
 
 class FineTuned(Trained):

@@ -1,7 +1,8 @@
 """How far a model has drifted on text that has nothing to do with the documents."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,15 @@ import numpy as np
 from selfparam_jax.data.packing import LossPositions, Piece, Rows, fill_rows, first_fit_decreasing, loss_positions
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.distributed.watchdog import progressed
-from selfparam_jax.models.decoder import Decoder, output_head
+from selfparam_jax.models.decoder import Decoder, Head, KeyValues, output_head
 from selfparam_jax.training.losses import Signal, chunked_loss
 
 NOT_MEASURED = {"perplexity_before": None, "perplexity_after": None, "kl": None}
 
 
-def states_at(model: Decoder, variables: dict, input_ids, positions, segments, index) -> jax.Array:
+def states_at(
+    model: Decoder, variables: dict, input_ids, positions, segments, index, past: tuple[KeyValues, ...] = ()
+) -> jax.Array:
     """Final hidden states [1, N, D] of rows [B, T], at `index` [1, N] into the rows laid end to end.
 
     Args:
@@ -24,11 +27,12 @@ def states_at(model: Decoder, variables: dict, input_ids, positions, segments, i
       variables: {'params'}, or {'params', 'lora'}.
       input_ids, positions, segments: int32 [B, T].
       index: int32 [1, N], positions in the rows laid end to end.
+      past: what the rows attend to besides themselves.
 
     Returns:
       the states, in the model's dtype.
     """
-    hidden, _ = model.apply(variables, input_ids, positions, segments)
+    hidden, _ = model.apply(variables, input_ids, positions, segments, past)
     return jnp.take_along_axis(hidden.reshape(1, -1, hidden.shape[-1]), index[:, :, None], axis=1)
 
 
@@ -140,9 +144,23 @@ def measure_drift(model: Decoder, general: General, after: dict) -> dict:
     Returns:
       {"perplexity_before", "perplexity_after", "kl", "tokens"}.
     """
-    sums, head = np.zeros(2), output_head(after["params"], model.config)
+    return drift_of(functools.partial(read_states, model, after), general, output_head(after["params"], model.config))
+
+
+def drift_of(read: Callable[..., jax.Array], general: General, head: Head) -> dict:
+    """What `measure_drift` gives, for a model that is not only variables.
+
+    Args:
+      read: the model after: (input_ids, positions, segments, index) of `states_at` to the states [1, N, D].
+      general: how the base reads the text.
+      head: the base's.
+
+    Returns:
+      {"perplexity_before", "perplexity_after", "kl", "tokens"}.
+    """
+    sums = np.zeros(2)
     for arrays, signal, before in general.parts:
-        states = read_states(model, after, *arrays)
+        states = read(*arrays)
         sums += float(_nll(states, head, signal)[0]), float(kl_sum(before, states, head, signal))
         progressed()
     return {
