@@ -15,13 +15,12 @@ from selfparam_jax.data.documents import Document
 from selfparam_jax.distributed import files
 from selfparam_jax.distributed.mesh import fetch, put_same
 from selfparam_jax.evaluation.drift import General
+from selfparam_jax.evaluation.health import is_ruined
 from selfparam_jax.evaluation.systems import BaseSystem, answer_adapted, drift_adapted
 from selfparam_jax.targets.sentences import Sentence
 from selfparam_jax.training.finetune import fine_tune
 from selfparam_jax.training.inject import Hooks, Injection
 from selfparam_jax.training.recipe import Recipe
-
-HEALTHY = 2.0  # a model whose perplexity on general text is more than this many times the base's has collapsed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +52,8 @@ class Trained(BaseSystem):
     kept, and asked too (`healthy`).
     """
 
+    label = ""  # of its bar of training
+
     @property
     def recipe(self) -> Recipe:
         """The job's recipe with the system's own learning rate."""
@@ -73,7 +74,7 @@ class Trained(BaseSystem):
         if setup.directory is not None:
             setup.directory.mkdir(parents=True, exist_ok=True)
         self._health = Health(self)
-        with setup.open_hooks(setup.directory, type(self).__name__) as hooks:
+        with setup.open_hooks(setup.directory, self.label) as hooks:
             if setup.general is not None:
                 hooks = dataclasses.replace(
                     hooks, sample_every=setup.options.check_every, on_sample=self._health.look
@@ -98,7 +99,7 @@ class Trained(BaseSystem):
 
     def healthy(self) -> tuple[int, BaseSystem] | None:
         """The last step at which the model was healthy, and the model of then; None if it still is, or never was."""
-        if self.setup.general is None or is_healthy(self._drift):
+        if self.setup.general is None or not is_ruined(self._drift):
             return None
         return self._health.last()
 
@@ -111,12 +112,6 @@ class Adapted(BaseSystem):
 
     def drift(self, general: General) -> dict:
         return drift_adapted(self.setup, self.setup.lora, self.setup.lora_scale, general)
-
-
-def is_healthy(drift: dict) -> bool:
-    """Whether a model of this drift still is a language model: its perplexity is at most HEALTHY times the base's."""
-    before, after = drift["perplexity_before"], drift["perplexity_after"]
-    return after is not None and math.isfinite(after) and after <= HEALTHY * before
 
 
 class Health:
@@ -137,8 +132,8 @@ class Health:
         setup = self._system.setup
         drift = self._system.with_trained(lora).drift(setup.general)
         self._steps[str(step)] = drift["perplexity_after"]
-        if is_healthy(drift):
-            self._arrays = {"step": np.int64(step), **flatten_dict(jax.tree.map(fetch, lora), sep=".")}
+        if not is_ruined(drift):
+            self._arrays = {"step": np.array(step), **flatten_dict(jax.tree.map(fetch, lora), sep=".")}
         if self._directory is not None:
             if self._arrays is not None and int(self._arrays["step"]) == step:
                 with files.replacing(self._directory / "healthy.safetensors") as path:

@@ -13,6 +13,8 @@ from selfparam_jax.training.finetune import context_sentences
 class FineTunedOnContext(FineTuned):
     """FT(C)."""
 
+    label = "FT(C)"
+
     def sentences(self, documents: Sequence[Document]) -> list[Sentence]:
         return context_sentences(documents, self.setup.prompt, self.recipe)
 

@@ -13,6 +13,8 @@ from selfparam_jax.training.finetune import target_sentences
 class FineTunedOnSentences(FineTuned):
     """FT(S)."""
 
+    label = "FT(S)"
+
     def sentences(self, documents: Sequence[Document]) -> list[Sentence]:
         return target_sentences(documents, self.setup.prompt, self.recipe, self.setup.unrelated)
 

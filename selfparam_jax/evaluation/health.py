@@ -1,9 +1,18 @@
-"""Signs that training has ruined a model: what its answers look like."""
+"""Signs that training has ruined a model: its perplexity on general text, and what its answers look like."""
 
 import collections
+import math
 from collections.abc import Sequence
 
 REPEATS = 3  # a run of words that an answer says this often in a row is repeated output
+
+RUINED = 2.0  # times the base's perplexity on general text
+
+
+def is_ruined(drift: dict) -> bool:
+    """Whether the perplexity is over RUINED times the base's; no if it was not measured."""
+    before, after = drift["perplexity_before"], drift["perplexity_after"]
+    return before is not None and (after is None or not math.isfinite(after) or after > RUINED * before)
 
 
 def answer_health(answers: Sequence[str]) -> dict:

@@ -121,6 +121,8 @@ class SystemEntry:
       role: one of ROLES; reports compare the candidate with the bounds.
       make: makes the system from a `Setup`.
       trained: whether preparing it means training, so that it comes after the job's own injection.
+      in_sequence: whether job "sequential" can ask it: not if it needs the job's adapter, or learns something that
+        is no adapter.
       needs_adapters: whether it needs an adapter for each document (`Setup.adapters`), which job "single" makes.
       needs_injection: whether it needs the adapter that the job trains (`Setup.lora`).
       options: a frozen dataclass of the system's own settings with their defaults, `baselines.NAME` in a
@@ -136,6 +138,7 @@ class SystemEntry:
     role: str
     make: Callable[[Setup], System]
     trained: bool = dataclasses.field(default=False, kw_only=True)
+    in_sequence: bool = dataclasses.field(default=True, kw_only=True)
     needs_adapters: bool = dataclasses.field(default=False, kw_only=True)
     needs_injection: bool = dataclasses.field(default=False, kw_only=True)
     options: type | None = dataclasses.field(default=None, kw_only=True)

@@ -8,12 +8,12 @@ from selfparam_jax.checkpoints.export import merge_for_export, save_model
 from selfparam_jax.data.documents import Document
 from selfparam_jax.evaluation.systems import NO_COST
 from selfparam_jax.jobs.bars import announced
-from selfparam_jax.jobs.evaluation import answer_with_document, evaluate_injected, teacher_answers
+from selfparam_jax.jobs.evaluation import INJECTED, answer_with_document, evaluate_injected, teacher_answers
 from selfparam_jax.jobs.inputs import Job
 from selfparam_jax.jobs.progress import open_hooks
 from selfparam_jax.jobs.reach import job_reach
 from selfparam_jax.jobs.results import tokens_per_second, write_results
-from selfparam_jax.jobs.systems import measure_systems, measure_trained, measured_group, write_injected
+from selfparam_jax.jobs.systems import measure_systems, measure_trained, measured_group, write_measured
 from selfparam_jax.jobs.tracking import job_tracking
 from selfparam_jax.targets.choose_pairs import choose_pairs
 from selfparam_jax.training.inject import ContinualState, Injection, inject
@@ -57,7 +57,7 @@ def run_batch(job: Job, began: float) -> dict:
     evaluating = time.perf_counter()
     answers["injected"], drift, seconds = evaluate_injected(job, job.documents, done.lora)
     trained_s = done.teacher_s + done.train_s
-    write_injected(job, [measured_group(answers["injected"], trained_s, seconds, NO_COST, drift)])
+    write_measured(job, INJECTED, [measured_group(answers["injected"], trained_s, seconds, NO_COST, drift)])
     reach = job_reach(job, done.lora, answers)
     evaluated = time.perf_counter()
     answers |= measure_trained(job, lambda _: done.lora)

@@ -363,6 +363,11 @@ def check_job(job: Job) -> Job:
                 f"systems has {name!r} in job {job.settings.job!r}, expected it in job 'single' only, which "
                 "has an adapter for each document; take it out or set job=single"
             )
+        if job.settings.job == "sequential" and not SYSTEMS[system_name(name)].in_sequence:
+            raise ValueError(
+                f"systems has {name!r} in job 'sequential', expected it in jobs 'batch' and 'single' only: what it "
+                "learns or needs is no adapter that can be merged before the next document; take it out"
+            )
     for name in job.settings.recommend.systems:
         if name not in RECOMMENDERS:
             raise ValueError(f"recommend.systems has {name!r}, expected some of {', '.join(RECOMMENDERS)}")

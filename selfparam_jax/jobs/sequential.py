@@ -1,18 +1,31 @@
 """Job `sequential`: one document after the other into the same weights, all questions after each."""
 
+import dataclasses
 import functools
 import time
 
 import numpy as np
+from absl import logging
 
+from selfparam_jax.baselines.registry import SYSTEMS
 from selfparam_jax.checkpoints.export import merge_for_export, save_model
+from selfparam_jax.distributed import files
 from selfparam_jax.evaluation import questions
+from selfparam_jax.evaluation.systems import NO_COST, SystemEntry
 from selfparam_jax.jobs.bars import announced
+from selfparam_jax.jobs.evaluation import INJECTED, Answers
 from selfparam_jax.jobs.inputs import Job
 from selfparam_jax.jobs.progress import open_hooks
 from selfparam_jax.jobs.results import mean_drift, tokens_per_second, write_results
 from selfparam_jax.jobs.single import gather_lines
-from selfparam_jax.jobs.systems import measure_systems
+from selfparam_jax.jobs.systems import (
+    measure_systems,
+    measured_group,
+    measured_path,
+    system_names,
+    system_setup,
+    write_measured,
+)
 from selfparam_jax.jobs.tracking import job_tracking
 from selfparam_jax.reports import sequence as sequence_report
 from selfparam_jax.sequential import sequence as sequences
@@ -73,4 +86,65 @@ def run_sequential(job: Job, began: float) -> dict:
     drift = mean_drift([sequence["rows"][-1]["drift"] for sequence in done])
     training = {"steps": totals["steps"], "fill": float(np.mean([note["fill"] for note in notes]))}
     extra = {"sequential": summarize_sequences(done)}
-    return write_results(job, {**answers, "injected": injected}, drift, timing, training, extra)
+    write_measured(
+        job,
+        INJECTED,
+        [measured_group(injected, totals["teacher_s"] + totals["train_s"], None, NO_COST, drift)],
+    )
+    began_comparing = time.perf_counter()
+    for entry in (SYSTEMS[name] for name in system_names(job)):
+        if entry.trained:
+            answers[entry.name], summary = measure_sequences(job, setup, cut, entry)
+            extra.setdefault("sequential_systems", {})[entry.name] = summary
+    timing["compare_s"] = time.perf_counter() - began_comparing
+    return write_results(job, {**answers, INJECTED: injected}, drift, timing, training, extra)
+
+
+def measure_sequences(
+    job: Job, setup: sequences.SequenceSetup, cut: list[sequences.DocumentSequence], entry: SystemEntry
+) -> tuple[Answers, dict]:
+    """Trains a system on one document after another, as the job injects them, and asks all questions after each.
+
+    Args:
+      job: whose documents they are.
+      setup: what all evaluations share.
+      cut: the sequences.
+      entry: a system whose training gives an adapter; each is merged before the next is trained.
+
+    Returns:
+      its answers at the end, per document and question, and `summary.summarize_sequences` of its matrices.
+    """
+    answers, done, groups = [], [], []
+    for sequence in cut:
+        rows, notes = _system_sequence(job, setup, sequence, entry)
+        done.append({"rows": rows, "entries": [], "notes": notes})
+        found = questions.match_answers(sequence.documents, rows[-1]["answers"])
+        answers += found
+        groups.append(measured_group(found, sum(note["seconds"] for note in notes), None, NO_COST, rows[-1]["drift"]))
+    write_measured(job, entry.name, groups)
+    return answers, summarize_sequences(done)
+
+
+def _system_sequence(
+    job: Job, setup: sequences.SequenceSetup, sequence: sequences.DocumentSequence, entry: SystemEntry
+) -> tuple[list[dict], list[dict]]:
+    """Evaluations after each number of documents, and the seconds of each training; finished ones are read."""
+    folder = measured_path(job.workdir, entry.name).parent / f"{sequence.number:03d}"
+    rows, notes, adapters = [], [], []
+    for done in range(len(sequence.sources) + 1):
+        if done:
+            directory = folder / f"{done - 1:03d}"
+            now = sequences.current_model(setup.base, adapters)
+            now = dataclasses.replace(now, fingerprint=f"{setup.base.fingerprint}+{entry.name}{done - 1}")
+            system = entry.make(dataclasses.replace(system_setup(job, entry, directory), model=now, general=None))
+            system.prepare(sequence.sources[done - 1].passages)
+            adapters.append((system.lora, system.recipe.lora.scale))
+            notes.append({"seconds": system.train_s})
+        path = folder / "evaluations" / f"{done:03d}.json"
+        if not path.exists():
+            model = sequences.current_model(setup.base, adapters)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_json(path, sequences.evaluate_model(setup, model, sequence.documents))
+        rows.append(files.read_json(path))
+        logging.info("%s, after %d of %d documents", entry.name, done, len(sequence.sources))
+    return rows, notes

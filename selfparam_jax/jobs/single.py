@@ -13,7 +13,7 @@ from selfparam_jax.distributed.mesh import replicated
 from selfparam_jax.evaluation import questions
 from selfparam_jax.evaluation.systems import NO_COST
 from selfparam_jax.jobs.batch import inject_documents
-from selfparam_jax.jobs.evaluation import evaluate_injected
+from selfparam_jax.jobs.evaluation import INJECTED, evaluate_injected
 from selfparam_jax.jobs.inputs import Job
 from selfparam_jax.jobs.passages import join_answers
 from selfparam_jax.jobs.results import mean_drift, tokens_per_second, write_results
@@ -22,7 +22,7 @@ from selfparam_jax.jobs.systems import (
     measure_trained,
     measure_with_adapters,
     measured_group,
-    write_injected,
+    write_measured,
 )
 from selfparam_jax.training.checkpoints import Checkpoints
 
@@ -72,7 +72,7 @@ def run_single(job: Job, began: float) -> dict:
         tokens, steps = tokens + part["sentence_tokens"], steps + part["steps"]
     gather_lines(job.workdir, [document.id for document in documents], directories)
     began_asking = time.perf_counter()
-    write_injected(job, groups)
+    write_measured(job, INJECTED, groups)
     answers |= measure_with_adapters(job, lambda place: read_adapter(job, directories[place]))
     totals["evaluate_s"] += time.perf_counter() - began_asking
     began_comparing = time.perf_counter()

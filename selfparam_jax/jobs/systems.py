@@ -18,7 +18,7 @@ from selfparam_jax.data.passages import group_passages
 from selfparam_jax.distributed import files
 from selfparam_jax.evaluation import questions
 from selfparam_jax.evaluation.drift import NOT_MEASURED
-from selfparam_jax.evaluation.health import answer_health
+from selfparam_jax.evaluation.health import answer_health, is_ruined
 from selfparam_jax.evaluation.systems import Setup, SystemEntry
 from selfparam_jax.jobs.bars import announced
 from selfparam_jax.jobs.evaluation import INJECTED, Answers, count_questions
@@ -90,6 +90,8 @@ def join_measured(groups: Sequence[dict]) -> dict:
     joined = {name: _sum([group[name] for group in groups]) for name in ("prepare_s", "answer_s", "questions")}
     for name in ("cost", "drift", "health"):
         joined[name] = mean_numbers([group[name] for group in groups])
+    joined["groups"] = len(groups)
+    joined["collapsed"] = sum(is_ruined(group["drift"]) for group in groups)
     if steps := [group["healthy"] for group in groups if group.get("healthy")]:
         joined["healthy"] = steps
     return joined
@@ -110,10 +112,8 @@ def mean_numbers(entries: Sequence[dict]) -> dict:
 def _measure(job: Job, entry: SystemEntry, adapters: Callable[[int], dict] | None) -> Answers | None:
     """A system's answers; None if it cannot be asked with this model."""
     path, record = job.workdir / "answers" / f"{entry.name}.jsonl", measured_path(job.workdir, entry.name)
-    options = options_of(job, entry.name)
-    bound = {"options": None if options is None else dataclasses.asdict(options)}
     if record.exists():
-        _check_options(record, bound["options"])
+        _check_options(record, options_of(job, entry.name))
         if "unavailable" not in files.read_json(record)["groups"][0] and path.exists():
             return questions.match_answers(job.documents, files.read_lines(path))
     answers: Answers = [[] for _ in job.documents]
@@ -132,22 +132,22 @@ def _measure(job: Job, entry: SystemEntry, adapters: Callable[[int], dict] | Non
             break
         for place, answered in zip(places, found, strict=True):
             answers[place] = answered
-    record.parent.mkdir(parents=True, exist_ok=True)
     if "unavailable" in groups[-1]:
         logging.warning("%s is left out: %s", entry.name, groups[-1]["unavailable"])
-        files.write_json(record, bound | {"groups": groups[-1:]})
+        write_measured(job, entry.name, groups[-1:])
         return None
     joined = join_answers(job.documents, answers)
     if scores := questions.summarize(joined):
         logging.info("%s: F1 %.3f over %d documents", entry.name, scores["f1"], len(joined))
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_lines(path, questions.answer_records(job.documents, answers))
-    files.write_json(record, bound | {"groups": groups})
+    write_measured(job, entry.name, groups)
     return answers
 
 
-def _check_options(record: pathlib.Path, options: dict | None) -> None:
+def _check_options(record: pathlib.Path, options: object) -> None:
     """Raises ValueError if a system was measured with other settings of its own."""
+    options = None if options is None else dataclasses.asdict(options)
     before = files.read_json(record)["options"]
     if before != options:
         name = record.parent.name
@@ -234,8 +234,10 @@ def measured_group(answers: Answers, prepare_s: float, answer_s: float | None, c
     }
 
 
-def write_injected(job: Job, groups: Sequence[dict]) -> None:
-    """Keeps what the job's own injections took (`measured_group`) where that of other systems is."""
-    path = measured_path(job.workdir, INJECTED)
+def write_measured(job: Job, name: str, groups: Sequence[dict]) -> None:
+    """Keeps what a system took (`measured_group`), also that of the job's own injections."""
+    path, options = measured_path(job.workdir, name), options_of(job, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, {"options": None, "groups": list(groups)})
+    files.write_json(
+        path, {"options": None if options is None else dataclasses.asdict(options), "groups": list(groups)}
+    )

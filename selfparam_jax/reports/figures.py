@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from selfparam_jax.evaluation.systems import ROLES
-from selfparam_jax.reports.results import Results, drift_words, losses, running_median
+from selfparam_jax.reports.results import Results, System, drift_words, losses, running_median
 from selfparam_jax.reports.style import COLOURS, FAINT, INK, empty_figure, titled_figure
 from selfparam_jax.reports.tables import shorten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MOST_SYSTEMS = 6  # bars beside one another
 LABELLED_BARS = 48  # more would not be readable beside the documents' titles
 
 
@@ -41,7 +42,7 @@ def headline(results: Results) -> str:
 
 def draw_f1(results: Results) -> "Figure":
     """Mean F1 of every system with its interval; beside it the F1 of each document, if there are several."""
-    systems = results.scored
+    systems = _drawn(results)
     if results.candidate not in systems:
         return empty_figure("No scores", "The documents have no questions, so nothing was asked.")
     rows = [row for row in results["per_context"] or [] if all(row.get(s.name) is not None for s in systems)]
@@ -62,8 +63,15 @@ def draw_f1(results: Results) -> "Figure":
     return figure
 
 
+def _drawn(results: Results) -> list[System]:
+    """All systems, or the candidates and their bounds where there are too many; `systems.draw_systems` has all."""
+    if len(results.scored) <= MOST_SYSTEMS:
+        return results.scored
+    return [system for system in results.scored if system.role != "baseline"]
+
+
 def _draw_means(axes, results: Results, paired: bool) -> None:
-    top, systems, colours = 0.0, results.scored, colours_of(results)
+    top, systems, colours = 0.0, _drawn(results), colours_of(results)
     for place, system in enumerate(systems):
         value = results.f1(system)
         axes.bar(place, value, width=0.66, color=colours[system.name])
@@ -97,7 +105,7 @@ def _draw_means(axes, results: Results, paired: bool) -> None:
 
 def _draw_bars(axes, results: Results, rows: list[dict]) -> None:
     """Thin grouped bars, a document a group, in the order of the file from the top."""
-    systems, colours = results.scored, colours_of(results)
+    systems, colours = _drawn(results), colours_of(results)
     places, thick = np.arange(len(rows)), 0.75 / len(systems)
     for number, system in enumerate(systems):
         values = [row[system.name] for row in rows]
@@ -130,11 +138,11 @@ def _document_label(row: dict) -> str:
 def _draw_ranks(axes, results: Results, rows: list[dict]) -> None:
     """For many documents: each system's scores in rising order, over the share of documents."""
     share, colours = np.linspace(0, 100, len(rows)), colours_of(results)
-    for system in results.scored:
+    for system in _drawn(results):
         values = sorted(row[system.name] for row in rows)
         axes.plot(share, values, color=colours[system.name], lw=2, label=system.label)
     axes.legend(loc="upper left", fontsize=9, ncols=3)  # in the strip above 1
-    axes.set_ylim(-0.02, 1.15 + 0.09 * ((len(results.scored) - 1) // 3))
+    axes.set_ylim(-0.02, 1.15 + 0.09 * ((len(_drawn(results)) - 1) // 3))
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
     axes.set_xlim(0, 100)
     axes.set_xlabel("share of the documents at or below this F1, %")

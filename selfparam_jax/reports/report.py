@@ -1,4 +1,4 @@
-"""The report of a job for a person to read: report.md, f1.png, loss.png and drift.png.
+"""The report of a job for a person to read: report.md, f1.png, loss.png, drift.png, and systems.png with baselines.
 
 Everything in them is read from results.json, metrics.jsonl and predictions.jsonl, so a report can be made again at
 any time. results.json lists the systems, their labels and their roles.
@@ -11,7 +11,7 @@ import numpy as np
 
 from selfparam_jax.distributed import files
 from selfparam_jax.reports import recommend
-from selfparam_jax.reports.figures import draw_drift, draw_f1, draw_loss
+from selfparam_jax.reports.figures import colours_of, draw_drift, draw_f1, draw_loss
 from selfparam_jax.reports.reach import reach_parts
 from selfparam_jax.reports.results import (
     Results,
@@ -23,6 +23,7 @@ from selfparam_jax.reports.results import (
     running_median,
 )
 from selfparam_jax.reports.style import NO_PICTURES, save_figures
+from selfparam_jax.reports.systems import PICTURE, draw_systems, forgetting_parts, has_baselines, systems_parts
 from selfparam_jax.reports.tables import (
     EMPTY,
     NOT_MEASURED,
@@ -56,6 +57,8 @@ def write_report(workdir: str | os.PathLike) -> None:
         "loss.png": lambda: draw_loss(metrics),
         "drift.png": lambda: draw_drift(results["drift"] or {}),
     }
+    if has_baselines(results) and results.record.get("measured") and results.scored:
+        drawings[PICTURE] = lambda: draw_systems(results, colours_of(results))
     pictures = save_figures(folder, drawings)
     files.write_text(folder / "report.md", _markdown(results, metrics, predictions, pictures))
     if results["job"] == "recommend":
@@ -71,6 +74,8 @@ def _markdown(results: Results, metrics: list[dict], predictions: list[dict], pi
         _summary(results),
         "" if pictures else NO_PICTURES,
         *_score_parts(results, pictures),
+        *systems_parts(results, pictures and bool(results.scored)),
+        *forgetting_parts(results),
         *_kind_parts(results),
         *_document_parts(results),
         *written_parts(results.record.get("written_pairs") or []),
