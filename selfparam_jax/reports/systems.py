@@ -143,11 +143,8 @@ def _health_lines(results: Results, measured: dict) -> list[str]:
         if healthy := found.get("healthy"):
             steps = ", ".join(str(each["step"]) for each in healthy)
             f1 = [each["f1"] for each in healthy if each["f1"] is not None]
-            line += (
-                f". At the last step that was not so ({steps}) its F1 is {number_cell(np.mean(f1) if f1 else None)}"
-            )
-        else:
-            line += ", at every step that was looked at"
+            mean = number_cell(np.mean(f1) if f1 else None)
+            line += f". Its F1 at the last step at which it was not (step {steps}) is {mean}"
         lines.append(line + ".")
     return ["\n\n".join(lines)] if lines else []
 

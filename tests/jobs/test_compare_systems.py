@@ -1,7 +1,7 @@
 """All systems on the same questions: trained beside the injected model, resumed, ruined, and in a sequence."""
 
 import pytest
-from job_inputs import DOCUMENTS, modified
+from job_inputs import DOCUMENTS, modified, write
 
 from selfparam_jax.baselines import _finetuned
 from selfparam_jax.baselines.registry import SYSTEMS
@@ -60,6 +60,10 @@ def test_a_ruined_system_is_said_to_have_collapsed(config, tmp_path, monkeypatch
     config.baselines.ft_s.learning_rate = 3.0
     config.baselines.ft_s.check_every = 1
     config.train.update(epochs=4, warmup=0.9, clip_norm=0.0)
+    # Other characters than those that are trained on, which cost more and more.
+    config.eval.general = str(
+        write(tmp_path / "general.jsonl", [{"text": "%%&& ~~ ^^ 0x7F;; $$ {}{} <>|| 88 66 !! ??"}])
+    )
     results = run_job(config, tmp_path / "whole")
     assert (
         not results["measured"]["ft_s"]["collapsed"]
