@@ -21,7 +21,7 @@ from selfparam_jax.data.documents import Document, digest_documents, digest_text
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.distributed import files
 from selfparam_jax.distributed import mesh as meshes
-from selfparam_jax.models.decoder import output_head
+from selfparam_jax.models.decoder import Decoder, output_head
 from selfparam_jax.models.lora import extend_lora, init_lora
 from selfparam_jax.models.parameters import tree_leaves
 from selfparam_jax.targets.formats.forms import teacher_prefixes
@@ -29,6 +29,7 @@ from selfparam_jax.targets.kinds import make_targets
 from selfparam_jax.targets.sentences import Sentence, first_slots
 from selfparam_jax.training import batches, optimizer, train_step, trainer
 from selfparam_jax.training.checkpoints import Checkpoints
+from selfparam_jax.training.other_teacher import OtherTeacher
 from selfparam_jax.training.recipe import Recipe
 from selfparam_jax.training.teacher import Online, Reader, Teacher, answer_confidence, confident
 from selfparam_jax.training.teacher_states import teacher_store
@@ -118,7 +119,7 @@ class Injection:
     """What training on some documents gave.
 
     Attributes:
-      lora: the adapter's tree.
+      lora: the adapter's tree, or that of another student.
       steps: optimizer steps in all.
       resumed_from: steps that were done before this call.
       teacher_s, train_s: seconds of the teacher's reading (0 if it was done before) and of training.
@@ -135,6 +136,21 @@ class Injection:
     fill: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Student:
+    """What is trained beside the frozen base, and how it is read with it.
+
+    Attributes:
+      decoder: the student's module.
+      start: gives the tree that training starts from, float32.
+      forward: how the decoder reads rows with such a tree.
+    """
+
+    decoder: Decoder
+    start: Callable[[], dict]
+    forward: train_step.Forward = train_step.read_adapted
+
+
 def inject(
     model: Model,
     documents: Sequence[Document],
@@ -143,11 +159,12 @@ def inject(
     directory: pathlib.Path | None = None,
     continual: ContinualState = ContinualState(),
     hooks: Hooks = Hooks(),
+    teacher: OtherTeacher | None = None,
 ) -> Injection:
     """Writes documents into a new adapter of a model, or into one that is given (`ContinualState.start`).
 
     Args:
-      model: the frozen base; it teaches, and its adapted copy learns.
+      model: the frozen base; it teaches if no other does, and its adapted copy learns.
       documents: with the pairs to train on.
       recipe: how.
       unrelated: texts that keep the model what it was.
@@ -155,12 +172,14 @@ def inject(
         work there resumes it. None keeps everything in memory.
       continual: what is taken from earlier injections.
       hooks: progress, and the request to stop.
+      teacher: another model that teaches.
 
     Returns:
       the adapter and what it took.
 
     Raises:
-      ValueError: the directory belongs to another injection, or there is nothing to learn.
+      ValueError: the directory belongs to another injection, there is nothing to learn, or the teacher has another
+        vocabulary.
       Interrupted: a stop was requested; the last step is saved.
       trainer.NotFiniteError: the loss is not finite.
     """
@@ -176,16 +195,18 @@ def inject(
             record["adapter"] = continual.start.record()
         if recipe.targets.dated:
             record["earlier"] = digest_documents(continual.documents)
+        if teacher is not None:
+            record["teacher"] = teacher.record()
         bind_directory(directory / "injection.json", record, "injection")
 
     def read() -> tuple[list[Sentence], np.ndarray, Teacher]:
         prompt = Prompt(recipe.prompt, model.tokenizer, model.end_ids)
-        found = read_teacher(model, prompt, documents, recipe, unrelated, directory, continual, hooks)
+        found = read_teacher(model, prompt, documents, recipe, unrelated, directory, continual, hooks, teacher)
         if directory is not None:
             files.write_lines(directory / "targets.jsonl", (sentence.record for sentence in found[0]))
         return found
 
-    return train_adapter(model, recipe, read, directory, continual, hooks)
+    return train_adapter(model, recipe, read, directory, continual, hooks, teacher=teacher)
 
 
 def train_adapter(
@@ -195,6 +216,8 @@ def train_adapter(
     directory: pathlib.Path | None = None,
     continual: ContinualState = ContinualState(),
     hooks: Hooks = Hooks(),
+    student: Student | None = None,
+    teacher: OtherTeacher | None = None,
 ) -> Injection:
     """Trains an adapter of a model on sentences, resuming from the newest checkpoint.
 
@@ -206,6 +229,8 @@ def train_adapter(
       directory: where checkpoints are kept; None keeps none.
       continual: what the adapter starts from, and is kept orthogonal to.
       hooks: progress, and the request to stop.
+      student: what is trained instead of an adapter; None for the adapter.
+      teacher: another model, whose head turns the states that `read` gives into distributions.
 
     Returns:
       the adapter and what it took.
@@ -215,14 +240,15 @@ def train_adapter(
       trainer.NotFiniteError: the loss is not finite.
     """
     train = recipe.train
+    if student is None:
+        student = Student(student_decoder(model, recipe), lambda: first_adapter(model, recipe, continual.start))
     with _open_checkpoints(directory) as checkpoints:
         first = (checkpoints.latest() or 0) if checkpoints else 0
         done = {"train_s": 0.0, "sentence_tokens": 0, "steps": None}
         if first:
             done = checkpoints.read_record(first)
         if first == done["steps"]:
-            like = first_adapter(model, recipe, continual.start)
-            lora = _finished(checkpoints.restore(first, lora=like)["lora"], continual)
+            lora = _finished(checkpoints.read_adapter(first, meshes.replicated(model.mesh)), continual)
             return Injection(lora, first, first, 0.0, done["train_s"], done["sentence_tokens"], done["fill"])
         began = time.perf_counter()
         sentences, slots, signal = read()
@@ -235,8 +261,7 @@ def train_adapter(
         )  # fmt: skip
         supervised = signal is None or recipe.supervised  # without a teacher it is all there is to learn
         adamw = optimizer.make_optimizer(train, plan.steps)
-        lora = first_adapter(model, recipe, continual.start)
-        state = meshes.put_same(model.mesh, train_step.init_state(lora, adamw))
+        state = meshes.put_same(model.mesh, train_step.init_state(student.start(), adamw))
         if first:
             saved = checkpoints.restore(first, lora=state.lora, optimizer=state.opt_state)
             step = meshes.put_same(model.mesh, np.int32(first))
@@ -249,7 +274,7 @@ def train_adapter(
             state = trainer.fit(
                 state,
                 model.params,
-                _step_function(model, recipe, adamw, continual),
+                _step_function(model, recipe, adamw, continual, student, teacher),
                 batches.batches(plan, signal, model.mesh, supervised, first, train.accumulate),
                 jax.random.key(recipe.seed),
                 logger.on_metrics,
@@ -300,13 +325,27 @@ def bind_directory(path: pathlib.Path, record: dict, what: str) -> None:
         )
 
 
-def _step_function(model: Model, recipe: Recipe, adamw, continual: ContinualState) -> Callable:
-    """The compiled training step; with a basis that the adapter is kept orthogonal to, this is bound to it."""
+def _step_function(
+    model: Model, recipe: Recipe, adamw, continual: ContinualState, student: Student, teacher: OtherTeacher | None
+) -> Callable:
+    """The compiled training step; a basis that the adapter is kept orthogonal to, and a teacher's head, are bound."""
     train = recipe.train
     loss = train_step.LossConfig(train.temperature, train.loss_chunk)
-    student = student_decoder(model, recipe)
     orthogonal = continual.basis is not None
-    step = train_step.compile_step(student, adamw, model.mesh, loss, orthogonal, train.accumulate, model.int8)
+    step = train_step.compile_step(
+        student.decoder,
+        adamw,
+        model.mesh,
+        loss,
+        orthogonal,
+        train.accumulate,
+        model.int8,
+        teacher=None if teacher is None else teacher.config,
+        forward=student.forward,
+    )
+    if teacher is not None:
+        head = teacher.head
+        return lambda *given: step(*given, continual.basis, head)
     return (lambda *given: step(*given, continual.basis)) if orthogonal else step
 
 
@@ -405,24 +444,32 @@ def read_teacher(
     directory: pathlib.Path | None = None,
     continual: ContinualState = ContinualState(),
     hooks: Hooks = Hooks(),
+    teacher: OtherTeacher | None = None,
 ) -> tuple[list[Sentence], np.ndarray, Teacher]:
     """The target sentences of an injection, and its teacher's states.
 
+    A teacher that is another model is let go when its states are stored; an online one stays.
+
     Args:
-      model, prompt, documents, recipe, unrelated, continual, hooks: as `inject` has them.
+      model, prompt, documents, recipe, unrelated, continual, hooks, teacher: as `inject` has them.
       directory: the states are kept in its folder `teacher`; None: in memory.
 
     Returns:
       the sentences; the first slot of each, int64 [len]; the teacher: its stored states, or itself if it is online.
 
     Raises:
-      ValueError: there is nothing to learn, or a document is longer than the model can read.
+      ValueError: there is nothing to learn, a document is longer than the teacher can read, or the teacher has
+        another vocabulary.
     """
     sentences = recipe_targets(documents, prompt, recipe, unrelated, continual.documents)
     slots = first_slots(sentences)
     prefixes = teacher_prefixes(documents, prompt, recipe.targets)
-    teaches = continual.original or model
-    reader = teacher_reader(dataclasses.replace(teaches, int8=model.int8), prompt, recipe)
+    if teacher is not None:
+        teacher.check_texts(documents, unrelated)
+        teaches = teacher.model()
+    else:
+        teaches = dataclasses.replace(continual.original or model, int8=model.int8)
+    reader = teacher_reader(teaches, prompt, recipe)
     if recipe.train.teacher == "online":
         signal: Teacher = Online(reader, prefixes, sentences, slots)
     else:
@@ -449,6 +496,8 @@ def read_teacher(
         counts = [len(sentence.loss_tokens) for sentence in again]
         slots = np.concatenate([slots, len(signal) + np.cumsum([0, *counts[:-1]])])
         sentences, signal = [*sentences, *again], signal.with_states(continual.replay.states)
+    if teacher is not None and recipe.train.teacher != "online":
+        teacher.let_go()
     return sentences, slots, signal
 
 

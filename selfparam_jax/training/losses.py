@@ -1,8 +1,8 @@
 """The objective: forward KL over the full vocabulary, from hidden states, as (sum, count).
 
 Paper section 3: sum over target sentences s and positions t of
-KL(p_teacher(. | context, s_<t) || p_student(. | s_<t)). Both distributions come from the same frozen head, so the
-teacher's is stored as its final hidden state: D numbers instead of V.
+KL(p_teacher(. | context, s_<t) || p_student(. | s_<t)). The teacher's distribution is stored as its final hidden
+state, D numbers instead of V, and comes from its frozen head: the student's own, or that of another model.
 
 No array of all positions by V is ever made. The positions are processed in chunks, and a chunk's gradient with
 respect to the student's hidden states, (p_student - p_teacher) @ head, is taken while its logits are in memory. The
@@ -40,7 +40,7 @@ class Signal:
 
     Attributes:
       used: int32 [S], how many of a group's positions count; those come first.
-      teacher: [S, N, D] final normed hidden states, or None for no KL.
+      teacher: [S, N, D] final normed hidden states, of the teacher's own D; or None for no KL.
       weights: float32 [S, N], weight of the KL (None without a teacher).
       targets: int32 [S, N], next token ids, or None for no next-token loss.
       supervision: float32 [S, N], weight of the next-token loss (None without targets).
@@ -54,11 +54,16 @@ class Signal:
 
 
 def chunked_loss(
-    student: jax.Array, head: Head, signal: Signal, temperature: float = 1.0, chunk: int = DEFAULT_CHUNK
+    student: jax.Array,
+    head: Head,
+    signal: Signal,
+    temperature: float = 1.0,
+    chunk: int = DEFAULT_CHUNK,
+    teacher_head: Head | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted KL to the teacher plus weighted next-token loss, over the positions in use.
 
-    Only `student` gets a gradient: the head is frozen, and so is the teacher.
+    Only `student` gets a gradient: the heads are frozen, and so is the teacher.
 
     Args:
       student: final normed hidden states [S, N, D].
@@ -66,6 +71,8 @@ def chunked_loss(
       signal: the teacher's states, target tokens, or both, with their weights.
       temperature: softens (> 1) or sharpens (< 1) both distributions of the KL; 1 is the paper's.
       chunk: positions of a group whose logits are in memory at a time; S x chunk x V float32 numbers at the peak.
+      teacher_head: the head of a teacher that is another model, [V', D']; None: the teacher has the student's. Where
+        one has more rows, for tokens that no tokenizer knows, both are cut to those that they share.
 
     Returns:
       (sum of weight * loss, sum of weights), float32 scalars.
@@ -78,6 +85,9 @@ def chunked_loss(
     for what, weights in (("teacher", "weights"), ("targets", "supervision")):
         if (getattr(signal, what) is None) != (getattr(signal, weights) is None):
             raise ValueError(f"a signal has {what} and {weights} both or neither; got one of them")
+    if teacher_head is not None and head.shape[0] != teacher_head.shape[0]:
+        shared = min(head.shape[0], teacher_head.shape[0])
+        head, teacher_head = jax.tree.map(lambda weight: weight[:shared], (head, teacher_head))
     positions = student.shape[1]
     chunk = min(chunk, positions)
     missing = -positions % chunk
@@ -86,30 +96,30 @@ def chunked_loss(
         return jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2)) if missing and x.ndim > 1 else x
 
     signal = jax.tree.map(lambda x: lax.stop_gradient(pad(x)), signal)
-    total = _chunked(pad(student), lax.stop_gradient(head), signal, temperature, chunk)
+    total = _chunked(pad(student), *lax.stop_gradient((head, teacher_head)), signal, temperature, chunk)
     valid = jnp.arange(positions + missing, dtype=jnp.int32)[None, :] < signal.used[:, None]
     parts = [w for w in (signal.weights, signal.supervision) if w is not None]
     return total, sum(jnp.sum(jnp.where(valid, weights, 0.0)) for weights in parts)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _chunked(student, head, signal, temperature, chunk):
-    return _over_chunks(student, head, signal, temperature, chunk, with_gradient=False)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _chunked(student, head, teacher_head, signal, temperature, chunk):
+    return _over_chunks(student, head, teacher_head, signal, temperature, chunk, with_gradient=False)[0]
 
 
-def _chunked_forward(student, head, signal, temperature, chunk):
+def _chunked_forward(student, head, teacher_head, signal, temperature, chunk):
     # The gradient is computed now, while the logits exist; the backward pass only scales it.
-    return _over_chunks(student, head, signal, temperature, chunk, with_gradient=True)
+    return _over_chunks(student, head, teacher_head, signal, temperature, chunk, with_gradient=True)
 
 
 def _chunked_backward(temperature, chunk, gradient, cotangent):
-    return ((gradient.astype(jnp.float32) * cotangent).astype(gradient.dtype), None, None)
+    return ((gradient.astype(jnp.float32) * cotangent).astype(gradient.dtype), None, None, None)
 
 
 _chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
-def _over_chunks(student, head, signal, temperature, chunk, with_gradient):
+def _over_chunks(student, head, teacher_head, signal, temperature, chunk, with_gradient):
     """(sum of weighted losses, gradient [S, N, D] or None), one chunk of positions at a time."""
     groups, _, width = student.shape
 
@@ -127,7 +137,7 @@ def _over_chunks(student, head, signal, temperature, chunk, with_gradient):
         offsets = begin + jnp.arange(chunk, dtype=jnp.int32)
         valid = (offsets[None, :] < signal.used[:, None]).reshape(-1)
         pieces = [part(x) for x in (signal.teacher, signal.weights, signal.targets, signal.supervision)]
-        losses, slope = _chunk_terms(part(student), head, valid, *pieces, temperature)
+        losses, slope = _chunk_terms(part(student), head, teacher_head, valid, *pieces, temperature)
         if with_gradient:
             # A product in the head's dtype: a float32 copy of the head would cost as much as the head itself.
             slope = jnp.einsum(
@@ -152,7 +162,7 @@ def _softmax_parts(logits):
     return exponentials, total, highest + jnp.log(total)
 
 
-def _chunk_terms(student, head, valid, teacher, weights, targets, supervision, temperature):
+def _chunk_terms(student, head, teacher_head, valid, teacher, weights, targets, supervision, temperature):
     """Summed losses of M positions [M, D], and their slope with respect to the student's uncapped logits [M, V].
 
     States without weight are zeroed before the head: multiplied by the weight alone, they could still give a NaN.
@@ -168,7 +178,8 @@ def _chunk_terms(student, head, valid, teacher, weights, targets, supervision, t
     logits = apply_head(jnp.where(active[:, None], student, 0), head)
     if teacher is not None:
         scaled = logits / temperature
-        wanted = apply_head(jnp.where(weights > 0, teacher, 0), head) / temperature
+        of_teacher = head if teacher_head is None else teacher_head
+        wanted = apply_head(jnp.where(weights > 0, teacher, 0), of_teacher) / temperature
         e_student, z_student, log_student = _softmax_parts(scaled)
         e_teacher, z_teacher, log_teacher = _softmax_parts(wanted)
         mean = jnp.sum(e_teacher * (wanted - scaled), axis=-1, keepdims=True) / z_teacher

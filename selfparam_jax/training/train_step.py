@@ -1,4 +1,7 @@
-"""One step of training on the adapter, as pure functions of arrays, and its compiled form over a mesh."""
+"""One step of training on the adapter, as pure functions of arrays, and its compiled form over a mesh.
+
+What is trained is an adapter, unless a step is given another forward pass (`Forward`) and another tree.
+"""
 
 import dataclasses
 import functools
@@ -12,14 +15,15 @@ import optax
 from jax.sharding import Mesh
 
 from selfparam_jax.distributed.mesh import replicated, split_rows
-from selfparam_jax.models.decoder import Decoder, output_head
+from selfparam_jax.models.architecture import ModelConfig
+from selfparam_jax.models.decoder import Decoder, Head, constrain, head_weight, output_head
 from selfparam_jax.models.shardings import parameter_shardings
 from selfparam_jax.training.losses import DEFAULT_CHUNK, Signal, chunked_loss
 
 
 @flax.struct.dataclass
 class TrainState:
-    """What training changes: the adapter, the optimizer's state, and the number of steps done."""
+    """What training changes: the adapter (or the tree of another `Forward`), the optimizer's state, the steps done."""
 
     lora: dict
     opt_state: optax.OptState
@@ -56,24 +60,27 @@ class LossConfig:
     chunk: int = DEFAULT_CHUNK
 
 
+# The student's forward pass: (what is trained, params, batch, dropout key, decoder) -> final hidden states [B, T, D].
+Forward = Callable[[dict, dict, Batch, jax.Array, Decoder], jax.Array]
+
+
 def init_state(lora: dict, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
     return TrainState(lora, optimizer.init(lora), jnp.zeros((), jnp.int32))
 
 
-def student_loss(lora, params, batch: Batch, dropout_key, model: Decoder, loss: LossConfig):
-    """The loss of one batch under the adapter: the KL to the teacher, the next-token loss, or both.
+def read_adapted(lora: dict, params: dict, batch: Batch, dropout_key: jax.Array, model: Decoder) -> jax.Array:
+    """Final hidden states [B, T, D] of a batch's rows under an adapter: the forward pass of a `Forward`.
 
     Args:
       lora: the adapter.
       params: of the frozen base.
-      batch: its signal decides which losses are taken.
+      batch: its rows.
       dropout_key: used if the model has dropout on the adapter's inputs.
       model: the student.
-      loss: temperature and chunk size.
 
     Returns:
-      (sum of weighted losses, sum of weights), float32 scalars.
+      the states, in the model's dtype.
     """
     hidden, _ = model.apply(
         {"params": params, "lora": lora},
@@ -83,11 +90,41 @@ def student_loss(lora, params, batch: Batch, dropout_key, model: Decoder, loss: 
         deterministic=model.lora_dropout == 0.0,
         rngs={"dropout": dropout_key},
     )
+    return hidden
+
+
+def student_loss(
+    lora,
+    params,
+    batch: Batch,
+    dropout_key,
+    model: Decoder,
+    loss: LossConfig,
+    teacher_head: Head | None = None,
+    forward: Forward = read_adapted,
+):
+    """The loss of one batch under the adapter: the KL to the teacher, the next-token loss, or both.
+
+    Args:
+      lora: the adapter, or what else `forward` takes.
+      params: of the frozen base.
+      batch: its signal decides which losses are taken.
+      dropout_key: used if the model has dropout on the adapter's inputs.
+      model: the student.
+      loss: temperature and chunk size.
+      teacher_head: of a teacher that is another model; None: the teacher has the student's head.
+      forward: how the student reads the rows.
+
+    Returns:
+      (sum of weighted losses, sum of weights), float32 scalars.
+    """
+    hidden = forward(lora, params, batch, dropout_key, model)
     flat = hidden.reshape(batch.index.shape[0], -1, hidden.shape[-1])  # [S, B / S * T, D]
     states = jnp.take_along_axis(flat, batch.index[:, :, None], axis=1)  # [S, N, D]
     # Gathered once, before the loop over chunks: in it, every chunk would gather it again.
     head = output_head(params, model.config, model.sharding)
-    return chunked_loss(states, head, batch.signal, loss.temperature, loss.chunk)
+    teacher_head = jax.tree.map(lambda weight: constrain(model.sharding, weight, "vocabulary", None), teacher_head)
+    return chunked_loss(states, head, batch.signal, loss.temperature, loss.chunk, teacher_head)
 
 
 def project_lora(lora: dict, basis: dict) -> dict:
@@ -139,10 +176,12 @@ def train_step(
     batch: Batch,
     key: jax.Array,
     basis: dict | None = None,
+    teacher_head: Head | None = None,
     *,
     model: Decoder,
     update: Callable,
     loss: LossConfig,
+    forward: Forward = read_adapted,
 ) -> tuple[TrainState, dict]:
     """One optimizer step on the adapter. Pure; jitted in `compile_step`.
 
@@ -152,9 +191,11 @@ def train_step(
       batch: rows and signal; with one more axis in front, gradients are accumulated over it.
       key: of the dropout; folded with the number of the step.
       basis: what the adapter is kept orthogonal to (`project_lora`), if given.
+      teacher_head: of a teacher that is another model, if given.
       model: the student.
       update: of an optimizer.
       loss: temperature and chunk size.
+      forward: how the student reads the rows.
 
     Returns:
       the next state and {'loss', 'grad_norm'}; the loss is the mean per unit of weight, before the step.
@@ -164,7 +205,7 @@ def train_step(
 
     def sums(lora, part, key):
         lora = lora if basis is None else project_lora(lora, basis)
-        return student_loss(lora, params, part, key, model, loss)
+        return student_loss(lora, params, part, key, model, loss, teacher_head, forward)
 
     gradients = jax.value_and_grad(sums, has_aux=True)
 
@@ -193,6 +234,8 @@ def compile_step(
     orthogonal: bool = False,
     accumulate: int = 1,
     int8: bool = False,
+    teacher: ModelConfig | None = None,
+    forward: Forward = read_adapted,
 ) -> Callable:
     """`train_step` jitted over the mesh: rows and weights split, the adapter on every device, the state donated.
 
@@ -206,16 +249,23 @@ def compile_step(
       orthogonal: whether the step takes a basis (`project_lora`) as its last argument.
       accumulate: number of parts that a batch is cut into (`make_batch`).
       int8: whether the base's kernels are `Int8Kernel`s.
+      teacher: architecture of a teacher that is another model: the step then takes a basis (or None) and the head of
+        this teacher as its last arguments.
+      forward: how the student reads the rows; a function of a module, as programs are kept by it.
 
     Returns:
       a function of (state, params, batch, key), and the basis if `orthogonal`, to (state, metrics).
     """
-    return _compiled_step(model, optimizer.update, mesh, loss, orthogonal, int(accumulate > 1), int8)
+    axis_of_rows = int(accumulate > 1)
+    return _compiled_step(model, optimizer.update, mesh, loss, orthogonal, axis_of_rows, int8, teacher, forward)
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled_step(model, update, mesh, loss, orthogonal, axis_of_rows, int8) -> Callable:
+def _compiled_step(model, update, mesh, loss, orthogonal, axis_of_rows, int8, teacher, forward) -> Callable:
     same, rows = replicated(mesh), split_rows(mesh, axis_of_rows)
-    step = functools.partial(train_step, model=model, update=update, loss=loss)
-    given = (same, parameter_shardings(mesh, model.config, int8), rows, same, *((same,) if orthogonal else ()))
+    step = functools.partial(train_step, model=model, update=update, loss=loss, forward=forward)
+    last: tuple = (same,) if orthogonal else ()
+    if teacher is not None:
+        last = (same, head_weight(parameter_shardings(mesh, teacher)))
+    given = (same, parameter_shardings(mesh, model.config, int8), rows, same, *last)
     return jax.jit(step, in_shardings=given, out_shardings=(same, same), donate_argnums=0)
