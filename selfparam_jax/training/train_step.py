@@ -23,7 +23,7 @@ from selfparam_jax.training.losses import DEFAULT_CHUNK, Signal, chunked_loss
 
 @flax.struct.dataclass
 class TrainState:
-    """What training changes: the adapter (or the tree of another `Forward`), the optimizer's state, the steps done."""
+    """What training changes: the adapter (or the tree of another `Forward`), the optimizer's state, steps done."""
 
     lora: dict
     opt_state: optax.OptState
