@@ -11,6 +11,8 @@ They need a GPU or TPU, the hub, and a server for the QA pairs (OPENAI_API_KEY).
 from ml_collections import ConfigDict
 from selfparam_jax.configs import base
 
+from selfparam_jax.training.recipe import RELEASED
+
 CONTEXTS = {"single": 100, "batch": 100, "sequential": 1000}
 PAIRS = {"single": 500, "batch": 500, "sequential": 200}  # per context, none repeated
 
@@ -59,15 +61,8 @@ def get_config(arg: str = "batch") -> ConfigDict:
 
 def set_released_optimizer(config: ConfigDict) -> None:
     """The released adapter, and AdamW as PyTorch has it: one sentence a step at a constant rate."""
-    config.lora.rank = 8
-    config.lora.alpha = 32.0
-    config.lora.dropout = 0.1
+    config.lora.update(RELEASED["lora"])
+    config.train.update(RELEASED["train"])
     config.train.batch_size = 1
     config.train.seq_len = 1024
     config.train.pack = False
-    config.train.learning_rate = 2e-5
-    config.train.schedule = "constant"
-    config.train.warmup = 0.0
-    config.train.clip_norm = 0.0
-    config.train.weight_decay = 0.01
-    config.train.beta2 = 0.999

@@ -21,10 +21,11 @@ from selfparam_jax.evaluation.drift import NOT_MEASURED
 from selfparam_jax.evaluation.health import answer_health, is_ruined
 from selfparam_jax.evaluation.systems import Setup, SystemEntry
 from selfparam_jax.jobs.bars import announced
-from selfparam_jax.jobs.evaluation import INJECTED, Answers, count_questions
+from selfparam_jax.jobs.evaluation import INJECTED, Answers, answer_with_document, count_questions
 from selfparam_jax.jobs.inputs import Job
 from selfparam_jax.jobs.passages import join_answers
 from selfparam_jax.jobs.progress import open_hooks
+from selfparam_jax.targets.choose_pairs import choose_pairs
 
 
 def system_names(job: Job) -> list[str]:
@@ -194,6 +195,16 @@ def _ask(job: Job, entry: SystemEntry, documents: list[Document], setup: Setup) 
     """A system's answers about some documents, and what it took; None for the answers if it cannot be asked."""
     if why := entry.unavailable(setup):
         return None, {"unavailable": why}
+    if entry.trained:  # on the pairs that the job trains on
+        recipe, path = job.recipe, setup.directory / "teacher_answers.jsonl"
+        documents = choose_pairs(
+            documents,
+            job.prompt,
+            recipe.targets,
+            recipe.train.seq_len,
+            lambda asked: answer_with_document(job, asked),
+            path,
+        )
     system = entry.make(setup)
     with announced(f"{entry.name}: preparing {len(documents)} documents"):
         began = time.perf_counter()

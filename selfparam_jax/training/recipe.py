@@ -18,6 +18,18 @@ _FLAT = ("targets", "lora", "train", "generator")
 # The documents of all examples, of PwC and nearly all of SQuAD are shorter.
 PASSAGE_TOKENS = 512
 RELATED_SHARE = 0.2
+# Adapter and optimizer of the code that the paper's authors released: AdamW as PyTorch has it, at a constant rate.
+RELEASED = {
+    "lora": {"rank": 8, "alpha": 32.0, "dropout": 0.1},
+    "train": {
+        "learning_rate": 2e-5,
+        "schedule": "constant",
+        "warmup": 0.0,
+        "clip_norm": 0.0,
+        "weight_decay": 0.01,
+        "beta2": 0.999,
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True, init=False)

@@ -85,6 +85,19 @@ def test_a_ruined_system_is_said_to_have_collapsed(config, tmp_path, monkeypatch
     assert "**FT(S) collapsed**" in report and f"(step {healthy['step']})" in report
 
 
+def test_the_released_recipe_is_an_injection_with_its_own_settings(config, tmp_path):
+    config.systems = ("released",)
+    results = run_job(config, tmp_path / "run")
+    folder = tmp_path / "run" / "systems" / "released"
+    recipe = files.read_json(folder / "injection.json")["recipe"]
+    assert recipe["train.learning_rate"] == 2e-5 and recipe["lora.alpha"] == 32.0
+    assert recipe["targets.unrelated_context"] and recipe["targets.answer_supervision"] == 0.0
+    kinds = [line["kind"] for line in files.read_lines(folder / "targets.jsonl")]
+    pairs = sum(len(document["qa_pairs"]) for document in DOCUMENTS)
+    assert kinds.count("qa") == pairs and kinds.count("tail") >= pairs
+    assert results["measured"]["released"]["drift"]["kl"] < results["measured"]["injected"]["drift"]["kl"]
+
+
 def test_each_document_has_systems_of_its_own_in_job_single(config, tmp_path):
     config.job = "single"
     config.systems = ("ft_c",)
