@@ -42,6 +42,7 @@ from selfparam_jax.jobs.workdir import changed_inputs, digest_inputs
 from selfparam_jax.models.lora import merge_adapters
 from selfparam_jax.targets.choose_pairs import choose_pairs
 from selfparam_jax.training import inject as injection
+from selfparam_jax.training.other_teacher import OtherTeacher, TeacherConfig, named_teacher
 from selfparam_jax.training.recipe import Recipe
 
 
@@ -221,6 +222,7 @@ def inject(
     *,
     unrelated: Sequence[str] | None = None,
     adapter: Adapter | str | os.PathLike | None = None,
+    teacher: Model | str | os.PathLike | None = None,
     workdir: str | os.PathLike | None = None,
     progress: bool = True,
     on_step: Callable[[dict], None] | None = None,
@@ -238,6 +240,9 @@ def inject(
       adapter: one of this model to continue training, or the directory of one in PEFT's layout; it is part of
         the result and not changed itself. What it has is kept; where it has fewer ranks than the recipe, or lacks a
         projection, there is room for new ones. None starts from a fresh one.
+      teacher: another model that teaches, with the same vocabulary: of another size or family, or in a better
+        precision. A name is loaded when it is to read, and let go for training, but for its head; of a model that is
+        given nothing is let go. None: the base itself teaches.
       workdir: a directory that makes it resumable: written pairs, teacher states and checkpoints are kept there, and
         the same call resumes after a stop. None keeps everything in memory.
       progress: show progress bars.
@@ -248,7 +253,7 @@ def inject(
 
     Raises:
       ValueError: there is nothing to learn, a document does not fit into the model, the adapter is not a plain LoRA
-        of this model, or the work directory belongs to another injection.
+        of this model, the teacher has another vocabulary, or the work directory belongs to another injection.
       training.trainer.NotFiniteError: the loss is not finite.
     """
     recipe = (recipe or Recipe()).fit_to(model.mesh)
@@ -263,6 +268,9 @@ def inject(
     documents = with_passages(documents, recipe, lambda: model)
     prompt = Prompt(recipe.prompt, model.tokenizer, model.end_ids)
     check_lengths(model, prompt, documents)
+    teaches = _teacher(model, teacher)
+    if teaches is not None:
+        teaches.check_documents(documents, prompt)
     if unrelated is None:
         unrelated = _default_unrelated(recipe)
     directory = None if workdir is None else pathlib.Path(workdir)
@@ -270,19 +278,28 @@ def inject(
         place = directory or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         place.mkdir(parents=True, exist_ok=True)
         _bind_documents(place, documents)
-        written = write_missing_pairs(documents, recipe, place / "pairs.jsonl", model, prompt)
+        written = write_missing_pairs(documents, recipe, place / "pairs.jsonl", model, prompt, teaches)
         chosen = choose_pairs(
             two_step_documents(written, recipe, model, prompt),
             prompt,
             recipe.targets,
             recipe.train.seq_len,
-            lambda asked: SYSTEMS["base_cq"].make(Setup(model, prompt)).answer(asked),
+            lambda asked: SYSTEMS["base_cq"].make(Setup(teaches.model() if teaches else model, prompt)).answer(asked),
             None if directory is None else directory / "teacher_answers.jsonl",
         )
         hooks = stack.enter_context(open_hooks(directory, visible=progress, on_step=on_step, signals=False))
         continual = injection.ContinualState(start=start)
-        done = injection.inject(model, chosen, recipe, unrelated, directory, continual, hooks)
+        done = injection.inject(model, chosen, recipe, unrelated, directory, continual, hooks, teaches)
     return Adapter(model, done.lora, recipe.lora.scale, recipe, given)
+
+
+def _teacher(model: Model, teacher: Model | str | os.PathLike | None) -> OtherTeacher | None:
+    """Another model that teaches, loaded or by its name."""
+    if teacher is None:
+        return None
+    if isinstance(teacher, Model):
+        return OtherTeacher(lambda: teacher, model)
+    return named_teacher(TeacherConfig(os.fspath(teacher)), model)
 
 
 def _start_from(model: Model, adapter: Adapter | str | os.PathLike | None) -> injection.Start | None:

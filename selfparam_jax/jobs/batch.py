@@ -45,7 +45,7 @@ def inject_documents(job: Job, documents: Sequence[Document], directory: pathlib
     )
     with open_hooks(directory, label, tracking=job_tracking(job, documents)) as hooks:
         continual = ContinualState(start=job.start)
-        return inject(job.model, chosen, job.recipe, job.unrelated, directory, continual, hooks)
+        return inject(job.model, chosen, job.recipe, job.unrelated, directory, continual, hooks, job.teacher)
 
 
 def run_batch(job: Job, began: float) -> dict:

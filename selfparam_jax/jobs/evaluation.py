@@ -55,9 +55,10 @@ def evaluate_injected(job: Job, documents: Sequence[Document], lora: dict) -> tu
 
 
 def answer_with_document(job: Job, documents: Sequence[Document]) -> Answers:
-    """What the base answers with the document in its prompt: the teacher, for `targets.agreement`."""
+    """What the teacher, the base or another model, answers with the document in its prompt: `targets.agreement`."""
+    model = job.model if job.teacher is None else job.teacher.model()
     with announced(f"the teacher answers {count_questions(documents)} questions of pairs"):
-        return SYSTEMS["base_cq"].make(Setup(job.model, job.prompt, job.settings.eval.batch_size)).answer(documents)
+        return SYSTEMS["base_cq"].make(Setup(model, job.prompt, job.settings.eval.batch_size)).answer(documents)
 
 
 def teacher_answers(directory: pathlib.Path) -> pathlib.Path:

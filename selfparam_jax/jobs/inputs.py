@@ -38,6 +38,7 @@ from selfparam_jax.targets.choose_pairs import fitting_pairs
 from selfparam_jax.targets.write_pairs import needs_writing
 from selfparam_jax.targets.writers import check_writer
 from selfparam_jax.training.inject import Start, recipe_targets
+from selfparam_jax.training.other_teacher import OtherTeacher, named_teacher
 from selfparam_jax.training.recipe import Recipe
 
 # How a server is asked does not change what it answers, nor does the machine, or who is told of it, change what is
@@ -72,6 +73,7 @@ class Job:
       unrelated: unrelated texts; () if the model is to draw them first.
       general: texts that drift is measured on.
       start: the adapter that is trained further; None for a fresh one, and where nothing is trained.
+      teacher: another model that teaches; None where the base does, and where nothing is trained.
     """
 
     settings: Settings
@@ -82,6 +84,7 @@ class Job:
     unrelated: list[str]
     general: list[str]
     start: Start | None = None
+    teacher: OtherTeacher | None = None
 
     @functools.cached_property
     def prompt(self) -> Prompt:
@@ -124,11 +127,16 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Job:
     model, recipe = load(), settings_of_mesh.recipe
     documents = with_passages(documents, recipe, load)
     start = read_start(model, settings.adapter) if settings.adapter else None
-    job = Job(settings, recipe, pathlib.Path(workdir), model, documents, unrelated, general, start)
+    teacher = named_teacher(settings.teacher, model) if settings.teacher.model else None
+    job = Job(settings, recipe, pathlib.Path(workdir), model, documents, unrelated, general, start, teacher)
     job = check_job(job)
     check_targets(job)
     check_shared(job.workdir)
+    if teacher is not None:
+        teacher.check_documents(job.documents, job.prompt)
     bind_job(job, config)
+    if teacher is not None:
+        teacher.let_go()  # until it reads
     return job
 
 
@@ -138,6 +146,8 @@ def bind_job(job: Job, config: ConfigDict) -> None:
     inputs["batch_size"] = job.recipe.train.batch_size
     if job.start is not None:
         inputs["adapter"] = job.start.record()
+    if job.teacher is not None:
+        inputs["teacher"] = job.teacher.record()
     length = read_settings(config).sequential.length  # as it was given: 0 is whatever the documents make it
     settings = dataclasses.replace(
         job.settings, sequential=dataclasses.replace(job.settings.sequential, length=length)
@@ -186,6 +196,12 @@ def with_whole_paths(settings: Settings) -> Settings:
         settings,
         model=settings.model if settings.model == DEFAULT_MODEL else whole(settings.model),
         adapter=whole(settings.adapter),
+        teacher=dataclasses.replace(
+            settings.teacher,
+            model=settings.teacher.model
+            if settings.teacher.model == DEFAULT_MODEL
+            else whole(settings.teacher.model),
+        ),
         contexts=contexts,
         unrelated=settings.unrelated if settings.unrelated in ("examples", SELF) else whole(settings.unrelated),
         generator=dataclasses.replace(
@@ -460,7 +476,9 @@ def reopen(workdir: str | pathlib.Path) -> Job:
     job = check_job(Job(settings, recipe, pathlib.Path(workdir), load(), documents, [], general))
     # What only training reads is not compared.
     inputs = digest_inputs(job.documents, [], job.general) | {
-        name: record["inputs"][name] for name in ("unrelated", "batch_size", "adapter") if name in record["inputs"]
+        name: record["inputs"][name]
+        for name in ("unrelated", "batch_size", "adapter", "teacher")
+        if name in record["inputs"]
     }
     bind_workdir(job.workdir, record["config"], job.model.fingerprint, inputs)
     return job

@@ -90,7 +90,9 @@ def with_written_texts(job: Job) -> Job:
     recipe, settings = job.recipe, job.settings
     writes_into_file = recipe.generator.file and recipe.targets.generator != "auto"  # "auto" only reads it
     path = pathlib.Path(recipe.generator.file) if writes_into_file else job.workdir / "pairs.jsonl"
-    documents = write_missing_pairs(job.documents, recipe, path, job.model, job.prompt)
+    documents = write_missing_pairs(job.documents, recipe, path, job.model, job.prompt, job.teacher)
+    if job.teacher is not None:
+        job.teacher.let_go()
     job = dataclasses.replace(job, documents=_with_groups(job, documents))
     if settings.unrelated == SELF and recipe.targets.unrelated_per_epoch:
         path, size = job.workdir / "unrelated.jsonl", settings.eval.batch_size

@@ -43,6 +43,7 @@ def sequence_setup(job: Job) -> sequences.SequenceSetup:
         job.settings.eval.batch_size,
         job.record,
         functools.partial(open_hooks, tracking=job_tracking(job, job.documents)),
+        job.teacher,
     )
 
 

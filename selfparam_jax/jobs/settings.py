@@ -22,6 +22,7 @@ from selfparam_jax.models.lora import LoraConfig
 from selfparam_jax.sequential.config import SequentialConfig
 from selfparam_jax.targets.config import EndpointConfig, GeneratorConfig, TargetConfig
 from selfparam_jax.training.optimizer import TrainConfig
+from selfparam_jax.training.other_teacher import TeacherConfig
 from selfparam_jax.training.recipe import PASSAGE_TOKENS, RELATED_SHARE, Recipe
 
 TRACKERS = ("tensorboard", "wandb")
@@ -144,6 +145,7 @@ class Settings:
         "none", "tensorboard" (event files in WORKDIR/tensorboard), "wandb" (Weights & Biases; WANDB_MODE=offline
         keeps it on disk), or both, separated by a comma. Needs the extra `trackers`.
       mesh: the devices of all processes together, and how long one may be silent.
+      teacher: who teaches, if it is not the base that learns.
       targets: which target sentences, and the loss on their tokens.
       generator: how pairs are written for documents that bring none.
       endpoint: the server that writes them, for `targets.generator` "endpoint".
@@ -180,6 +182,7 @@ class Settings:
     export_dtype: str = "bfloat16"
     report_to: str = "none"
     mesh: MeshConfig = MeshConfig()
+    teacher: TeacherConfig = TeacherConfig()
     targets: TargetConfig = TargetConfig()
     generator: GeneratorConfig = GeneratorConfig()
     endpoint: EndpointConfig = EndpointConfig()
@@ -217,6 +220,19 @@ class Settings:
                 "injection; merge the adapter into its base with `selfparam export ADAPTER --base=MODEL --format=hf "
                 "--out=DIR`, and set model to DIR"
             )
+        if self.teacher.model and self.job == "sequential":
+            if self.sequential.teacher == "current":
+                raise ValueError(
+                    f"teacher.model = {self.teacher.model!r} with sequential.teacher = 'current', expected "
+                    "'original': another model does not learn what the injections before have taught; set "
+                    "sequential.teacher='original', or teacher.model=''"
+                )
+            if self.sequential.self_generated_per_epoch:
+                raise ValueError(
+                    f"teacher.model = {self.teacher.model!r} with sequential.self_generated_per_epoch = "
+                    f"{self.sequential.self_generated_per_epoch}, expected 0: these pairs are read by the model that "
+                    "learns, whose states are not the teacher's; set it to 0, or teacher.model=''"
+                )
         again = self.sequential.replay_pairs or self.sequential.self_generated_per_epoch
         if self.job == "sequential" and self.train.teacher == "online" and again:
             raise ValueError(

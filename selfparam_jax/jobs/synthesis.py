@@ -29,6 +29,7 @@ from selfparam_jax.targets.write_pairs import (
 )
 from selfparam_jax.targets.writers import open_writer
 from selfparam_jax.training.inject import teacher_reader
+from selfparam_jax.training.other_teacher import OtherTeacher
 from selfparam_jax.training.recipe import Recipe
 
 
@@ -74,6 +75,7 @@ def write_missing_pairs(
     path: pathlib.Path,
     model: Model | None,
     prompt: Prompt | None,
+    teacher: OtherTeacher | None = None,
 ) -> list[Document]:
     """The documents with the pairs that a model writes about those of them that need some.
 
@@ -82,6 +84,7 @@ def write_missing_pairs(
       recipe: who writes (`targets.generator`), how, and the length of a training row.
       path: JSONL file that grows as pairs arrive; a call that finds its own unfinished work there continues it.
       model, prompt: the base and its format; None only where a server writes and nothing scores what it writes.
+      teacher: another model that teaches, and so scores what is written.
 
     Returns:
       all documents in their order, longer pairs than a training row left out; groups of related passages only with
@@ -94,7 +97,9 @@ def write_missing_pairs(
     wanting = needs_writing(documents, config, recipe.targets.qa_weight)
     if not wanting:
         return list(documents)
-    score = score_by_teacher(model, prompt, recipe) if config.teacher_scores else None
+    score = None
+    if config.teacher_scores:
+        score = score_by_teacher(model if teacher is None else teacher.model(), prompt, recipe)
     with (
         open_writer(config, path, model, recipe.endpoint) as writer,
         contextlib.closing(open_bar(rounds_of(config) * len(wanting), "pairs", "document")) as bar,

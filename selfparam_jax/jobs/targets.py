@@ -16,6 +16,7 @@ from selfparam_jax.reports.written_pairs import inspect_pairs
 from selfparam_jax.targets.filter_pairs import filter_pairs
 from selfparam_jax.targets.write_pairs import lost_pairs, read_written, written_about
 from selfparam_jax.targets.writers import check_writer
+from selfparam_jax.training.other_teacher import named_teacher
 
 
 def _read(config: ConfigDict) -> Settings:
@@ -49,7 +50,8 @@ def write_targets(config: ConfigDict, path: str | pathlib.Path) -> dict:
     if model:
         check_lengths(model, prompt, documents)
     check_writer(recipe.generator, model, recipe.endpoint)
-    write_missing_pairs(documents, recipe, pathlib.Path(path), model, prompt)
+    teacher = named_teacher(settings.teacher, model) if model and settings.teacher.model else None
+    write_missing_pairs(documents, recipe, pathlib.Path(path), model, prompt, teacher)
     written = read_written(path)
     counts = collections.Counter(contexts=len(documents))
     for document in documents:

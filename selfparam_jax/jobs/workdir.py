@@ -1,8 +1,8 @@
 """The work directory: which run it belongs to, and its running log of steps.
 
 A run is its settings, the fingerprint of its base, and the contents of all its inputs: documents with their questions
-and pairs, unrelated and general texts, and the adapter that training starts from. A directory made with others is
-refused with the names of what differs.
+and pairs, unrelated and general texts, a teacher that is another model, and the adapter that training starts from. A
+directory made with others is refused with the names of what differs.
 """
 
 import json
@@ -145,6 +145,8 @@ def changed_inputs(old: dict, new: dict) -> list[str]:
             lines.append(f"the {name} texts have changed")
     if old.get("adapter") != new.get("adapter"):
         lines.append("the adapter that training goes on from has changed")
+    if old.get("teacher") != new.get("teacher"):
+        lines.append("the teacher (teacher.model) has changed: its weights, or how they are held")
     return lines
 
 

@@ -37,6 +37,7 @@ from selfparam_jax.sequential.replay import (
 from selfparam_jax.targets.choose_pairs import choose_pairs, fits
 from selfparam_jax.targets.dates import superseded
 from selfparam_jax.training.inject import ContinualState, Hooks, Replay, inject, read_teacher, teacher_reader
+from selfparam_jax.training.other_teacher import OtherTeacher
 from selfparam_jax.training.recipe import Recipe
 from selfparam_jax.training.teacher import read_without_context
 from selfparam_jax.training.train_step import orthonormal_basis
@@ -86,6 +87,7 @@ class SequenceSetup:
       batch_size: questions decoded together.
       record: the recipe as every ledger entry states it, plain values.
       open_hooks: progress and stops of an injection.
+      teacher: another model that teaches; None where `config` says which.
     """
 
     base: Model
@@ -96,6 +98,7 @@ class SequenceSetup:
     batch_size: int = 16
     record: dict = dataclasses.field(default_factory=dict)
     open_hooks: OpenHooks = lambda directory, label: contextlib.nullcontext(Hooks())
+    teacher: OtherTeacher | None = None
 
     @functools.cached_property
     def prompt(self) -> Prompt:
@@ -201,14 +204,16 @@ def inject_next(setup: SequenceSetup, sequence: DocumentSequence, index: int, be
         setup.prompt,
         recipe.targets,
         recipe.train.seq_len,
-        functools.partial(_answer_with_context, setup, now),
+        functools.partial(_answer_as_teacher, setup, now),
         directory / "teacher_answers.jsonl",
     )
     label = f"{sequence.number + 1}.{index + 1}/{len(sequence.sources)} {document.id}"
     with setup.open_hooks(directory, label) as hooks:
-        injection = inject(now, chosen, recipe, setup.unrelated, directory, continual, hooks)
+        injection = inject(now, chosen, recipe, setup.unrelated, directory, continual, hooks, setup.teacher)
     if config.replay_pairs and not (directory / "replay" / "states.npy").exists():
-        taught = read_teacher(now, setup.prompt, chosen, recipe, setup.unrelated, directory, continual)
+        taught = read_teacher(
+            now, setup.prompt, chosen, recipe, setup.unrelated, directory, continual, teacher=setup.teacher
+        )
         keep_replay(directory / "replay", *taught, config.replay_pairs, seed)
     note = {"seconds": time.perf_counter() - began, "steps": injection.steps, "fill": injection.fill}
     note |= {"teacher_s": injection.teacher_s, "train_s": injection.train_s}
@@ -219,7 +224,9 @@ def inject_next(setup: SequenceSetup, sequence: DocumentSequence, index: int, be
     )  # fmt: skip
 
 
-def _answer_with_context(setup: SequenceSetup, model: Model, documents: Sequence[Document]) -> list[list[dict]]:
+def _answer_as_teacher(setup: SequenceSetup, now: Model, documents: Sequence[Document]) -> list[list[dict]]:
+    """What the model as it stands, or another that teaches, answers with the document in the prompt."""
+    model = now if setup.teacher is None else setup.teacher.model()
     variables = {"params": model.params}
     return questions.answer_questions(model.decoder(), variables, setup.prompt, documents, True, setup.batch_size)
 

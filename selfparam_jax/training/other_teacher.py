@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from selfparam_jax.checkpoints.load import load_model
 from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.data.documents import Document
+from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.models.architecture import ModelConfig
 from selfparam_jax.models.decoder import Head, output_head
 
@@ -119,6 +120,20 @@ class OtherTeacher:
     def record(self) -> dict:
         """What names the teacher, as JSON values."""
         return self._known()[2]
+
+    def check_documents(self, documents: Sequence[Document], prompt: Prompt) -> None:
+        """Raises ValueError for documents that the teacher cannot read as the student's prompt has them."""
+        self.check_texts(documents)
+        limit = self.config.max_position_embeddings
+        for document in documents:
+            read = len(prompt.context_prefix(document.text))
+            pairs = [len(prompt.question(pair.question) + prompt.answer(pair.answer)) for pair in document.qa_pairs]
+            if read + (longest := max(pairs, default=0)) > limit:
+                raise ValueError(
+                    f"document {document.id!r}: {read} tokens of document (prompt format included) and {longest} of "
+                    f"a pair exceed the limit of the teacher {self.model().name!r}, {limit} "
+                    "(max_position_embeddings); set passage_tokens to fewer tokens, or take a teacher that reads more"
+                )
 
     def check_texts(self, documents: Iterable[Document], unrelated: Sequence[str] = ()) -> None:
         """Raises ValueError if the teacher's tokenizer cuts a text of documents, pairs or others differently."""
