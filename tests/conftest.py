@@ -1,5 +1,6 @@
 """Eight CPU devices, strict broadcasting, the order of tests, and the models that several tests share."""
 
+import importlib.metadata
 import os
 
 # The threads of NumPy and torch wait for each other; beside JAX's, on few cores, they wait thirty times as long as
@@ -8,7 +9,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Most of the time goes into compiling programs that run for milliseconds. XLA optimizes them less, also in the
 # processes that tests start; JAX_DISABLE_MOST_OPTIMIZATIONS=0 runs everything with the programs that users run.
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0":
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+    # XLA ends the process at a flag that it does not know; later versions have no such flag.
+    if importlib.metadata.version("jaxlib").startswith(("0.9.", "0.10.")):
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import gc
 import shutil
