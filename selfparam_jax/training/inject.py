@@ -144,11 +144,13 @@ class Student:
       decoder: the student's module.
       start: gives the tree that training starts from, float32.
       forward: how the decoder reads rows with such a tree.
+      name: what is trained, in the record of an injection.
     """
 
     decoder: Decoder
     start: Callable[[], dict]
     forward: train_step.Forward = train_step.read_adapted
+    name: str = ""
 
 
 def inject(
@@ -160,6 +162,7 @@ def inject(
     continual: ContinualState = ContinualState(),
     hooks: Hooks = Hooks(),
     teacher: OtherTeacher | None = None,
+    student: Student | None = None,
 ) -> Injection:
     """Writes documents into a new adapter of a model, or into one that is given (`ContinualState.start`).
 
@@ -173,9 +176,10 @@ def inject(
       continual: what is taken from earlier injections.
       hooks: progress, and the request to stop.
       teacher: another model that teaches.
+      student: what is trained; None for an adapter.
 
     Returns:
-      the adapter and what it took.
+      the adapter, or what else is trained, and what it took.
 
     Raises:
       ValueError: the directory belongs to another injection, there is nothing to learn, or the teacher has another
@@ -197,6 +201,8 @@ def inject(
             record["earlier"] = digest_documents(continual.documents)
         if teacher is not None:
             record["teacher"] = teacher.record()
+        if student is not None:
+            record["student"] = student.name
         bind_directory(directory / "injection.json", record, "injection")
 
     def read() -> tuple[list[Sentence], np.ndarray, Teacher]:
@@ -206,7 +212,7 @@ def inject(
             files.write_lines(directory / "targets.jsonl", (sentence.record for sentence in found[0]))
         return found
 
-    return train_adapter(model, recipe, read, directory, continual, hooks, teacher=teacher)
+    return train_adapter(model, recipe, read, directory, continual, hooks, teacher=teacher, student=student)
 
 
 def train_adapter(
