@@ -138,6 +138,21 @@ def load_outline(source: str | os.PathLike, cache_dir: str | os.PathLike | None 
     return ModelOutline(name, config, read_tokenizer(path), end_ids)
 
 
+def model_directory(source: str | os.PathLike, cache_dir: str | os.PathLike | None = None) -> Path:
+    """The directory of a checkpoint in Hugging Face's layout: an existing one, or the download of a hub id.
+
+    Raises:
+      ValueError: the source is neither, or could not be downloaded.
+    """
+    source = os.fspath(source)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if _is_hub_id(source):
+        return _download_from_hub(source, cache_dir)
+    raise ValueError(_unknown(source))
+
+
 def _is_hub_id(source: str) -> bool:
     looks_like_file = source.endswith(".gguf") or source.startswith((".", "~"))
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", source, re.ASCII)) and not looks_like_file

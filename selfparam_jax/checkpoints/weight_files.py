@@ -75,10 +75,11 @@ def _check_type(path: Path, name: str, found: str, known: Collection[str]) -> No
 class SafetensorsSource:
     """`model.safetensors`, or shards with `model.safetensors.index.json`; reads slices lazily.
 
-    Raises ValueError naming the file where one is missing, truncated or not a safetensors file.
+    Raises ValueError naming the file where one is missing, truncated or not a safetensors file, or where a tensor's
+    type is none of `types`.
     """
 
-    def __init__(self, directory: str | os.PathLike):
+    def __init__(self, directory: str | os.PathLike, types: Collection[str] = FLOATS):
         directory = Path(directory)
         self._tensors: dict[str, tuple[Path, Any]] = {}
         for file, expected in _weight_files(directory, "model.safetensors").items():
@@ -91,7 +92,7 @@ class SafetensorsSource:
                 raise ValueError(f"{path} is not a whole safetensors file: {error}. Get the file again.") from error
             _same_names(path, expected, names)
             for name in names:
-                _check_type(path, name, handle.get_slice(name).get_dtype(), FLOATS)
+                _check_type(path, name, handle.get_slice(name).get_dtype(), types)
 
     def names(self) -> list[str]:
         return list(self._tensors)
