@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ConfigDict:
     Args:
       arg: "" (the first four example documents in one set of weights), "all" (all eight), "single" (each of the eight
         alone), "sequential" (ten documents one after another, and what each system that is trained forgets), "quick"
-        (two documents, a few steps). `--config.systems` chooses others; `docs/compare_systems.md` lists them.
+        (two documents, a few steps). `--config.systems` chooses others; `docs/jobs/compare.md` lists them.
     """
     contexts = {"": "examples:4", "all": "examples", "single": "examples", "quick": "examples:2"}
     contexts["sequential"] = "examples\nexamples:development:2"

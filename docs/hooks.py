@@ -43,7 +43,9 @@ def describe_settings(section: type, prefix: str = "") -> dict[str, tuple[str, s
     Raises:
       ValueError: the docstring does not describe one of the fields.
     """
-    texts, types, found = attributes(section), typing.get_type_hints(section), {}
+    texts, types, found = {}, typing.get_type_hints(section), {}
+    for each in reversed(section.__mro__):  # a class describes what it inherits, or leaves that to its base
+        texts |= attributes(each) if dataclasses.is_dataclass(each) else {}
     for field in fields_of(section):
         if not texts.get(field.name):
             raise ValueError(f"{section.__name__}.{field.name} has no line under Attributes: in its docstring")

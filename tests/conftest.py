@@ -8,10 +8,11 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Most of the time goes into compiling programs that run for milliseconds. XLA optimizes them less, also in the
 # processes that tests start; JAX_DISABLE_MOST_OPTIMIZATIONS=0 runs everything with the programs that users run.
-if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0":
-    # XLA ends the process at a flag that it does not know; later versions have no such flag.
-    if importlib.metadata.version("jaxlib").startswith(("0.9.", "0.10.")):
-        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# XLA ends the process at a flag that it does not know; later versions have no such flag.
+if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0" and importlib.metadata.version(
+    "jaxlib"
+).startswith(("0.9.", "0.10.")):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import gc
 import shutil

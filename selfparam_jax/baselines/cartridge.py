@@ -104,5 +104,6 @@ SYSTEM = SystemEntry(
     "baseline",
     Cartridge,
     trained=True,
+    in_sequence=False,
     options=CartridgeOptions,
 )

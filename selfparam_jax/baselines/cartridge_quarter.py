@@ -20,5 +20,6 @@ SYSTEM = SystemEntry(
     "baseline",
     Cartridge,
     trained=True,
+    in_sequence=False,
     options=QuarterOptions,
 )

@@ -101,13 +101,31 @@ class BaseSystem:
 
 
 def answer_adapted(setup: Setup, lora: dict, scale: float, documents: Sequence[Document]) -> list[list[dict]]:
-    """What the base with an adapter beside it answers without the documents, as `questions.answer_questions`."""
+    """What the base with an adapter beside it answers without the documents.
+
+    Args:
+      setup: base, prompt format and batch size.
+      lora, scale: the adapter, and the scale of its products.
+      documents: whose questions are asked.
+
+    Returns:
+      as `questions.answer_questions`.
+    """
     decoder, variables = setup.model.decoder(lora_scale=scale), {"params": setup.model.params, "lora": lora}
     return answer_questions(decoder, variables, setup.prompt, documents, False, setup.batch_size)
 
 
 def drift_adapted(setup: Setup, lora: dict, scale: float, general: General) -> dict:
-    """How far the base with an adapter beside it is from the base, as `drift.measure_drift`."""
+    """How far the base with an adapter beside it is from the base on general text.
+
+    Args:
+      setup: the base.
+      lora, scale: the adapter, and the scale of its products.
+      general: as the base reads it.
+
+    Returns:
+      as `drift.measure_drift`.
+    """
     return measure_drift(setup.model.decoder(lora_scale=scale), general, {"params": setup.model.params, "lora": lora})
 
 

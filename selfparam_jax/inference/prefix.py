@@ -195,7 +195,7 @@ def read_prefix(model: Decoder, variables: dict, ids: Sequence[int]) -> Prefix:
 
 
 def shared_block(keys: jax.Array, values: jax.Array) -> KeyValues:
-    """Keys (as they are attended to: rotated) and values [L, 1, K, S, H] at positions 0 to S - 1 that all rows see."""
+    """Rotated keys, as they are attended to, and values [L, 1, K, S, H] at positions 0 to S - 1 that all rows see."""
     positions = jnp.arange(keys.shape[3], dtype=jnp.int32)[None]
     return KeyValues(keys, values, positions, jnp.full_like(positions, SHARED))
 

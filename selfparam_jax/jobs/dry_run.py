@@ -39,6 +39,7 @@ from selfparam_jax.targets.write_pairs import needs_writing
 from selfparam_jax.targets.writers import BY_RULES
 from selfparam_jax.training.batches import Plan
 from selfparam_jax.training.inject import recipe_targets
+from selfparam_jax.training.other_teacher import check_vocabulary
 from selfparam_jax.training.recipe import Recipe
 
 # Shares of the speed of a large matrix product. Training and reading: the default job's in docs/jobs/batch.md, beside
@@ -73,7 +74,8 @@ class Row:
 
 
 def workload_of(settings: Settings) -> Workload:
-    """The part of a job's settings that a plan needs."""
+    """The part of a job's settings that a plan needs; of a teacher that is another model the architecture is read."""
+    teacher = settings.teacher
     return Workload(
         dtype=settings.dtype,
         remat=settings.remat,
@@ -85,6 +87,8 @@ def workload_of(settings: Settings) -> Workload:
         train=settings.train,
         mesh=settings.mesh,
         questions=settings.eval.batch_size,
+        teacher=load_outline(teacher.model).config if teacher.model else None,
+        teacher_int8=teacher.base_weights == "int8",
     )
 
 
@@ -109,6 +113,8 @@ def dry_run(config: ConfigDict) -> Iterator[str]:
     rows = document_rows(given, documents, filled, count([document.text for document in given]))
     yield from _table(rows)
     check_lengths(model, prompt, documents)
+    if settings.teacher.model:
+        check_vocabulary(load_outline(settings.teacher.model), model)
     if settings.job == "recommend":
         yield "job recommend: what it trains on and asks is not estimated"
         return
@@ -250,21 +256,23 @@ def _costs(
     machine = Machine("this machine", chip, mesh.size)
     workload = dataclasses.replace(workload_of(settings), train=recipe.train)
     plan = make_plan(workload, model.config, machine, mesh.devices.flatten().tolist(), longest)
-    reader = plan["parameters"] + plan["teacher"]["context"] + plan["teacher"]["reading"]
+    reader = plan["parameters"] + sum(plan["teacher"][name] for name in ("weights", "context", "reading"))
     yield (
         f"memory (plan): {plan['total'] / 2**30:.2f} GiB a device in training, {reader / 2**30:.2f} GiB while the "
         f"teacher reads; this machine has {memory / 2**30:.1f} GiB: {'fits' if plan['fits'] else 'DOES NOT FIT'}"
     )
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(param_shapes(model.config)))
     per_token = 2.0 * parameters  # operations of a forward pass
+    reads = workload.teacher or model.config
+    of_teacher = 2.0 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(param_shapes(reads)))
     training = steps * plan["flops"] * mesh.size / (rate * TRAINING_SHARE)
-    teacher = reading * per_token / (rate * READING_SHARE)
+    teacher = reading * of_teacher / (rate * READING_SHARE)
     times = {"teacher": teacher, "training": training}
     config = recipe.generator
     wanting = needs_writing(documents, config, recipe.targets.qa_weight)
     if writing and config.generator in BY_RULES:
         read = 2 * writing * READ_PER_PAIR if config.teacher_scores else 0  # with the document, and without
-        times = {"judging pairs": read * per_token / (rate * READING_SHARE), **times}
+        times = {"judging pairs": read * of_teacher / (rate * READING_SHARE), **times}
     elif writing and config.generator == "endpoint":
         yield f"writing pairs: the server's time, for {len(wanting):,} documents and passages"
     elif writing:

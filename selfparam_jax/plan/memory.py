@@ -11,7 +11,7 @@ from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.distributed import mesh as meshes
 from selfparam_jax.inference.prefix import cache_size
 from selfparam_jax.models.attention import BLOCKS, SPLASH
-from selfparam_jax.models.decoder import Int8Kernel, KeyValues, ModelConfig, param_shapes
+from selfparam_jax.models.decoder import Int8Kernel, KeyValues, ModelConfig, output_head, param_shapes
 from selfparam_jax.models.lora import init_lora
 from selfparam_jax.models.shardings import parameter_shardings
 from selfparam_jax.plan.workload import Workload
@@ -34,7 +34,7 @@ def batch_shapes(workload: Workload, config: ModelConfig, mesh: Mesh) -> train_s
         return jax.ShapeDtypeStruct((*parts, *shape), dtype, sharding=sharding)
 
     numbers, weights = array(positions, jnp.int32), array(positions, jnp.float32)
-    states = array((*positions, config.hidden_size), jnp.dtype(workload.dtype))
+    states = array((*positions, (workload.teacher or config).hidden_size), jnp.dtype(workload.dtype))
     signal = Signal(array((groups,), jnp.int32), states, weights)
     if workload.supervised:
         signal = signal.replace(targets=numbers, supervision=weights)
@@ -117,9 +117,15 @@ def trace_training_step(
     optimizer = make_optimizer(train, 100)
     state = on_every_device(jax.eval_shape(lambda lora: train_step.init_state(lora, optimizer), lora), mesh)
     loss = train_step.LossConfig(train.temperature, train.loss_chunk)
-    step = train_step.compile_step(student, optimizer, mesh, loss, accumulate=train.accumulate, int8=workload.int8)
+    step = train_step.compile_step(
+        student, optimizer, mesh, loss, accumulate=train.accumulate, int8=workload.int8, teacher=workload.teacher
+    )
     key = on_every_device(jax.eval_shape(lambda: jax.random.key(0)), mesh)
-    return step.trace(state, params, batch_shapes(workload, config, mesh), key)
+    given = state, params, batch_shapes(workload, config, mesh), key
+    if workload.teacher is None:
+        return step.trace(*given)
+    theirs = laid_out_params(workload.teacher, mesh, workload.teacher_int8, workload.dtype)
+    return step.trace(*given, None, output_head(theirs, workload.teacher))
 
 
 def compile_training_step(

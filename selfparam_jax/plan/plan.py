@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from selfparam_jax.distributed import mesh as meshes
-from selfparam_jax.models.decoder import ModelConfig
+from selfparam_jax.models.decoder import ModelConfig, head_weight
 from selfparam_jax.plan.compilers import compile_program, machine_devices
 from selfparam_jax.plan.costs import Costs, costs
 from selfparam_jax.plan.machines import USABLE, Chip, Machine
@@ -49,10 +49,11 @@ def make_plan(
 
     Returns:
       "machine", "mesh", "batch_size", "requested_batch_size", "seq_len", "remat", "base_weights"; bytes on a device
-      ("parameters", "adapter", "optimizer", "batch", "activations", "total", "memory") and "fits"; "teacher": what
-      `teacher_needs` gives, or None; "teacher_store_per_token", bytes; "flops" and "sent" (bytes by kind of
-      collective) per step; "compute_s", "read_s", "send_s": the least time of each by the published peaks; "step_s":
-      the largest of them; "sentence_tokens_per_s" with full rows.
+      ("parameters", "adapter", "optimizer", "batch", "activations", "teacher_head", "total", "memory") and "fits",
+      where "teacher_head" is what stays of a teacher that is another model; "teacher": what `teacher_needs` gives and
+      "weights", those of such a teacher while it reads, or None; "teacher_store_per_token", bytes; "flops" and "sent"
+      (bytes by kind of collective) per step; "compute_s", "read_s", "send_s": the least time of each by the published
+      peaks; "step_s": the largest of them; "sentence_tokens_per_s" with full rows.
 
     Raises:
       ValueError: model and mesh do not go together.
@@ -72,12 +73,19 @@ def make_plan(
     temporary = compiled.memory_analysis().temp_size_in_bytes
     activations = max(temporary - logits, 0) * bytes_each / 4 + logits
     tokens = train.batch_size * train.seq_len
-    batch = tokens / row_shards * (4 * 5 + bytes_each * config.hidden_size)
+    teacher = workload.teacher or config
+    batch = tokens / row_shards * (4 * 5 + bytes_each * teacher.hidden_size)
     work = costs(compiled.as_text(), math.ceil(positions / chunk), bytes_each)
     sizes = {"parameters": weights, "adapter": adapter, "optimizer": 2 * adapter, "batch": batch}
     sizes["activations"] = activations
+    theirs = laid_out_params(teacher, mesh, workload.teacher_int8) if workload.teacher else None
+    sizes["teacher_head"] = held_bytes(head_weight(theirs), bytes_each) if workload.teacher else 0.0
     total, chip = sum(sizes.values()), machine.chip
-    reading = teacher_needs(workload, config, mesh, params, context_tokens) if context_tokens else {}
+    reading = {}
+    if context_tokens:
+        reader = dataclasses.replace(workload, int8=workload.teacher_int8) if workload.teacher else workload
+        reading = teacher_needs(reader, teacher, mesh, params if theirs is None else theirs, context_tokens)
+        reading["weights"] = 0.0 if theirs is None else held_bytes(theirs, bytes_each)
     most = max(total, weights + sum(reading.values()))
     passes = 3 if workload.remat == "layers" else 2
     # Weights that a device reads in one pass: its own and those gathered from others.
@@ -95,7 +103,7 @@ def make_plan(
         "memory": chip.memory,
         "fits": bool(most <= USABLE * chip.memory),
         "teacher": {"context_tokens": context_tokens, **reading} if reading else None,
-        "teacher_store_per_token": config.hidden_size * bytes_each,
+        "teacher_store_per_token": teacher.hidden_size * bytes_each,
         **least_times(work, chip, bytes_each, read, tokens),
     }
 
@@ -185,7 +193,7 @@ def describe_program(program: Program, compiled: jax.stages.Compiled, workload: 
     """
     memory = compiled.memory_analysis()
     sizes = {
-        "arguments": memory.argument_size_in_bytes,
+        "arguments": memory.argument_size_in_bytes + program.beside,
         "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,
         "code": memory.generated_code_size_in_bytes,

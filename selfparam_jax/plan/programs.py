@@ -33,12 +33,14 @@ class Program:
       trace: traces it.
       tokens: that one run of it reads or makes, on all devices.
       unknown_trips: rounds of a loop whose number is known only when it runs.
+      beside: bytes on a device of weights that are there and not its own: the base's, while another model reads.
     """
 
     name: str
     trace: Callable[[], jax.stages.Traced]
     tokens: int
     unknown_trips: int = 1
+    beside: float = 0.0
 
 
 def job_programs(
@@ -59,7 +61,7 @@ def job_programs(
     Raises:
       ValueError: model and mesh do not go together, or the context is longer than the model allows.
     """
-    memory.check_context(config, context_tokens)
+    memory.check_context(workload.teacher or config, context_tokens)
     params = memory.laid_out_params(config, mesh, workload.int8, workload.dtype)
     lora = memory.adapter_shapes(workload, params, mesh)
     model = memory.planned_model(workload, config, mesh, params)
@@ -67,12 +69,20 @@ def job_programs(
     rows = train.batch_size * train.seq_len
     found = []
     before: tuple = ()
+    reader, beside = model, 0.0
+    if workload.teacher is not None:
+        held = dataclasses.replace(workload, int8=workload.teacher_int8)
+        theirs = memory.laid_out_params(workload.teacher, mesh, held.int8, workload.dtype)
+        reader = memory.planned_model(held, workload.teacher, mesh, theirs)
+        beside = memory.held_bytes(params, workload.item_bytes)
     if context_tokens:
         pieces = prefix.split(context_tokens)
-        cache = memory.cache_shapes(model, _cache_size(context_tokens))
+        cache = memory.cache_shapes(reader, _cache_size(context_tokens))
         before = (cache,)
-        found.append(Program("context", lambda: _trace_piece(model, cache, pieces[0]), pieces[0]))
-    found.append(Program("teacher's rows", lambda: memory.trace_reading(workload, model, before), rows))
+        found.append(Program("context", lambda: _trace_piece(reader, cache, pieces[0]), pieces[0], beside=beside))
+    found.append(
+        Program("teacher's rows", lambda: memory.trace_reading(workload, reader, before), rows, beside=beside)
+    )
     found.append(
         Program(
             "training step",

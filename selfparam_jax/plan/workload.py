@@ -30,6 +30,8 @@ class Workload:
       train: batch size, sequence length, parts of a step, optimizer.
       mesh: sizes of the mesh's axes.
       questions: that are answered together.
+      teacher: architecture of a teacher that is another model, taken to be in the same dtype; None: the base teaches.
+      teacher_int8: whether the kernels of this teacher are held in 8 bits while it reads.
     """
 
     dtype: str = "float32"
@@ -42,6 +44,8 @@ class Workload:
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     questions: int = 16
+    teacher: ModelConfig | None = None
+    teacher_int8: bool = False
 
     @property
     def item_bytes(self) -> int:

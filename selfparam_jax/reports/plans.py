@@ -21,14 +21,16 @@ def describe_plan(plan: dict) -> str:
     if note := rounding_note(plan):
         lines.append(note)
     lines += ["", "per device, GiB:"]
-    lines += [f"  {name:<12} {plan[name] / _GIB:8.2f}" for name in _SIZES]
+    sizes = (*_SIZES[:-1], *(("teacher_head",) if plan["teacher_head"] else ()), _SIZES[-1])
+    lines += [f"  {name:<12} {plan[name] / _GIB:8.2f}" for name in sizes]
     state = "fits" if plan["fits"] else "DOES NOT FIT"
     lines.append(f"  of           {plan['memory'] / _GIB:8.2f}   {state} ({USABLE:.0%} usable)")
     if reading := plan["teacher"]:
-        need = plan["parameters"] + reading["context"] + reading["reading"]
+        need = plan["parameters"] + reading["weights"] + reading["context"] + reading["reading"]
+        own = f"its weights {reading['weights'] / _GIB:.2f}, " if reading["weights"] else ""
         lines.append(
-            f"teacher, on a context of {reading['context_tokens']:,} tokens: {need / _GIB:.2f} (its keys and values "
-            f"{reading['context'] / _GIB:.2f}, reading rows after it up to {reading['reading'] / _GIB:.2f})"
+            f"teacher, on a context of {reading['context_tokens']:,} tokens: {need / _GIB:.2f} ({own}its keys and "
+            f"values {reading['context'] / _GIB:.2f}, reading rows after it up to {reading['reading'] / _GIB:.2f})"
         )
     sent = ", ".join(f"{kind} {size / 1e9:.2f}" for kind, size in plan["sent"].items()) or "nothing"
     lines += [

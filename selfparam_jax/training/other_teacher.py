@@ -198,6 +198,6 @@ def check_tokens(teacher: HasVocabulary, student: HasVocabulary, texts: Sequence
             pairs = itertools.zip_longest(got, expected)
             at, (one, other) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
             raise ValueError(
-                f"teacher {teacher.name!r} cuts {text[:SHOWN]!r} into other tokens than {student.name!r}: token {at} "
-                f"is {one}, expected {other}; choose a teacher with the student's tokenizer"
+                f"teacher {teacher.name!r} cuts {text[:SHOWN]!r} into other tokens than {student.name!r}: token "
+                f"{at + 1} is {one}, expected {other}; choose a teacher with the student's tokenizer"
             )

@@ -12,7 +12,7 @@ import tiny
 
 from selfparam_jax.distributed import mesh
 from selfparam_jax.inference.prefix import read_prefix
-from selfparam_jax.models.decoder import Decoder
+from selfparam_jax.models.decoder import Decoder, param_shapes
 from selfparam_jax.models.lora import LoraConfig, init_lora
 from selfparam_jax.models.parameters import parameter_table
 from selfparam_jax.models.registry import model_config_from_hf
@@ -20,6 +20,7 @@ from selfparam_jax.models.shardings import parameter_shardings
 from selfparam_jax.plan.machines import USABLE, Chip, Machine, read_machine
 from selfparam_jax.plan.memory import batch_shapes
 from selfparam_jax.plan.plan import make_plan, suggestion
+from selfparam_jax.plan.programs import job_programs
 from selfparam_jax.plan.workload import Workload
 from selfparam_jax.reports.plans import describe_plan, plan_table
 from selfparam_jax.training import teacher, train_step
@@ -93,6 +94,24 @@ def test_what_the_teacher_needs_is_what_it_reserves(config, random_params, sizes
     rows = mesh.put_rows(devices, (np.zeros((8, 32), np.int32),) * 3)
     real = teacher.states_of_rows.lower(model, {"params": params}, *rows, (prefix,)).compile().memory_analysis()
     assert found["reading"] == real.temp_size_in_bytes + real.output_size_in_bytes
+
+
+def test_another_teacher_is_held_whole_while_it_reads_and_its_head_in_training(config):
+    other = dataclasses.replace(config, hidden_size=64, num_hidden_layers=2)
+    taught = dataclasses.replace(workload_of(), teacher=other)
+    alone, found = (make_plan(each, config, MACHINE, jax.devices()[:1], 40) for each in (workload_of(), taught))
+    weights = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(param_shapes(other)))
+    assert found["teacher"]["weights"] == 4 * weights and alone["teacher"]["weights"] == 0
+    assert found["teacher_head"] == 4 * 64 * config.vocab_size and alone["teacher_head"] == 0
+    assert found["parameters"] == alone["parameters"]
+    states = 4 * SMALL["batch_size"] * SMALL["seq_len"] * (64 - config.hidden_size)
+    assert found["batch"] - alone["batch"] == states
+    assert found["total"] > alone["total"] + found["teacher_head"]
+    assert "teacher_head" in describe_plan(found) and "its weights 0.00" in describe_plan(found)
+    assert "teacher_head" not in describe_plan(alone) and "its weights" not in describe_plan(alone)
+    devices = mesh.make_mesh(jax.devices()[:1])
+    programs = {each.name: each for each in job_programs(taught, config, devices, 40)}
+    assert programs["teacher's rows"].beside == found["parameters"] and programs["training step"].beside == 0
 
 
 def test_a_long_context_may_not_fit_where_a_step_does(config):
