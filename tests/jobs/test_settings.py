@@ -6,6 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 from selfparam_jax.configs import base
 
+from selfparam_jax.baselines.registry import SYSTEMS
 from selfparam_jax.distributed.files import flatten
 from selfparam_jax.distributed.mesh import MeshConfig
 from selfparam_jax.evaluation.recommenders import RecommendConfig
@@ -15,6 +16,7 @@ from selfparam_jax.models.lora import LoraConfig
 from selfparam_jax.sequential.config import SequentialConfig
 from selfparam_jax.targets.config import EndpointConfig, GeneratorConfig, TargetConfig
 from selfparam_jax.training.optimizer import TrainConfig
+from selfparam_jax.training.other_teacher import TeacherConfig
 from selfparam_jax.training.recipe import Recipe
 
 SECTIONS = {
@@ -27,6 +29,8 @@ SECTIONS = {
     "lora": LoraConfig,
     "train": TrainConfig,
     "eval": job_settings.EvalConfig,
+    "teacher": TeacherConfig,
+    "baselines": job_settings.BaselineOptions,
 }
 
 
@@ -59,7 +63,8 @@ def changed(value):
 @pytest.mark.parametrize("name", setting_names())
 def test_every_setting_arrives(name, monkeypatch):
     """Each is read into the field of its own name; what values are possible is the classes' business."""
-    for section in (Settings, *SECTIONS.values()):
+    options = {each for system in SYSTEMS.values() if system.options for each in system.options.__mro__[:-1]}
+    for section in {Settings, *SECTIONS.values(), *options}:
         monkeypatch.setattr(section, "__post_init__", lambda self: None, raising=False)
     config = base.get_config()
     before = flatten(config.to_dict())[name]
