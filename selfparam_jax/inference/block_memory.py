@@ -203,7 +203,7 @@ def _project(config, rope, local_tokens, layers, number, x, count):
 
 @functools.partial(jax.jit, static_argnames=("config", "rope", "local_tokens"), donate_argnames="kept")
 def _attend(
-    config, rope, local_tokens, layers, number, x, projected, kept, slots, places, first, count, chosen, filled
+    config, rope, local_tokens, layers, number, x, projected, kept, slots, places, aside, first, count, chosen, filled
 ):
     """The rest of a layer.
 
@@ -213,6 +213,7 @@ def _attend(
       kept: what the layer keeps; its memory is used again.
       slots: int32 [T], where the chunk's tokens are kept; S for padding, which is not.
       places: int32 [S], the position of the token in each slot, the chunk's own included; -1 for none.
+      aside: int32 [A], the slots of tokens that may be `local_tokens` or more before a query; S for none.
       first, count: position of the chunk's first token, and how many of its tokens are real.
       chosen: keys and values of blocks [C, K, H].
       filled: how many of these tokens are real.
@@ -229,7 +230,9 @@ def _attend(
     )
     steps = jnp.arange(length, dtype=jnp.int32)
     distance = (first + steps)[:, None] - places[None, :]  # [T, S]
-    seen, near = (places >= 0)[None, :] & (distance >= 0), distance < local_tokens
+    near = (places >= 0)[None, :] & (distance >= 0) & (distance < local_tokens)
+    aside_places = places.at[aside].get(mode="fill", fill_value=-1)
+    too_far = (aside_places >= 0)[None, :] & ((first + steps)[:, None] - aside_places[None, :] >= local_tokens)
     scale = (config.query_pre_attn_scalar or config.head_dim) ** -0.5
 
     def scores(keys, query_positions, key_positions):  # float32 [K, G, T, S]
@@ -238,24 +241,27 @@ def _attend(
         found = rotate(keys[None], *_angles(config, rope, key_positions))[0]
         return scale * jnp.einsum("tkgh,skh->kgts", asked, found, preferred_element_type=jnp.float32)
 
-    far, here = jnp.full(length, local_tokens), jnp.zeros(kept.keys.shape[0], jnp.int32)
     # Positions count from the chunk's first token, so that angles are small numbers however long the text is.
-    kept_scores = jnp.where(near[None, None], scores(kept.keys, steps, places - first), scores(kept.keys, far, here))
-    kept_scores = jnp.where(seen[None, None], kept_scores, MASKED)
-    block_keys, block_values = chosen
-    block_scores = scores(block_keys, far, jnp.zeros(block_keys.shape[0], jnp.int32))
-    real_block = (jnp.arange(block_keys.shape[0]) < filled)[None, None, None]
-    block_scores = jnp.where(real_block, block_scores, MASKED)
-    weights = jax.nn.softmax(jnp.concatenate([kept_scores, block_scores], axis=-1), axis=-1)
-    to_kept, to_blocks = jnp.split(weights, [kept.keys.shape[0]], axis=-1)
+    near_scores = jnp.where(near[None, None], scores(kept.keys, steps, places - first), MASKED)
+    far_keys, far_values = (
+        jnp.concatenate([of_layer.at[aside].get(mode="fill", fill_value=0), of_blocks])
+        for of_layer, of_blocks in zip((kept.keys, kept.values), chosen, strict=True)
+    )
+    in_block = jnp.arange(chosen[0].shape[0]) < filled
+    seen = jnp.concatenate([too_far, jnp.broadcast_to(in_block[None], (length, in_block.shape[0]))], axis=1)
+    one_place = jnp.zeros(far_keys.shape[0], jnp.int32)
+    far_scores = scores(far_keys, jnp.full(length, local_tokens), one_place)
+    far_scores = jnp.where(seen[None, None], far_scores, MASKED)
+    weights = jax.nn.softmax(jnp.concatenate([near_scores, far_scores], axis=-1), axis=-1)
+    to_near, to_far = jnp.split(weights, [near.shape[1]], axis=-1)
 
     def mixed(weights, values):
         weights = weights.astype(values.dtype)
         return jnp.einsum("kgts,skh->tkgh", weights, values, preferred_element_type=jnp.float32)
 
-    out = (mixed(to_kept, kept.values) + mixed(to_blocks, block_values)).astype(x.dtype)
-    counted = (near & (steps < count)[:, None])[None, None]
-    got = jnp.sum(jnp.where(counted, to_kept, 0.0), axis=2).reshape(heads, -1)
+    out = (mixed(to_near, kept.values) + mixed(to_far, far_values)).astype(x.dtype)
+    real = (steps < count)[None, None, :, None]
+    got = jnp.sum(jnp.where(real, to_near, 0.0), axis=2).reshape(heads, -1)
     kept = kept.replace(received=kept.received + got.T)
     _, after_attention, before_mlp, after_mlp = LAYER_NORMS[config.layer_norms]
     attended = _projected(config, own, "o_proj", x.shape[-1], out.reshape(1, length, -1))
@@ -370,7 +376,7 @@ class BlockReader:
         padded[:count] = ids
         slots = np.full(width, memory.kept[0].keys.shape[0], np.int32)
         slots[:count] = self._slots(np.arange(first, first + count))
-        places = self._places(memory, first + count)
+        places, aside = self._places(memory, first + count), self._aside(memory, first + count)
         x = _embed(config, self._dtype, self._params["embed_tokens"]["embedding"], padded)
         for layer, kind in enumerate(config.layer_kinds):
             given = (self._params["layers"], np.int32(layer)) if self._apart is None else (self._apart[layer], None)
@@ -378,8 +384,8 @@ class BlockReader:
             *projected, total = _project(*shared, np.int32(count))
             chosen, filled = self._choose(memory.blocks[layer], total)
             x, memory.kept[layer] = _attend(
-                *shared, tuple(projected), memory.kept[layer], slots, places, np.int32(first), np.int32(count),
-                chosen, np.int32(filled),
+                *shared, tuple(projected), memory.kept[layer], slots, places, aside, np.int32(first),
+                np.int32(count), chosen, np.int32(filled),
             )  # fmt: skip
         memory.length += count
         self._move_blocks(memory)
@@ -427,6 +433,17 @@ class BlockReader:
         positions = np.concatenate([beginning, latest])
         places[self._slots(positions)] = positions
         return places
+
+    def _aside(self, memory: TextMemory, end: int) -> np.ndarray:
+        """Slots of the beginning and of latest tokens that are far from the last token of a chunk, int32 [A]."""
+        options = self.options
+        size = options.initial_tokens + options.block_tokens - 1 + options.chunk_tokens
+        beginning = np.arange(min(end, options.initial_tokens))
+        latest = np.arange(memory.start, max(end - options.local_tokens, memory.start))
+        slots = np.full(size, memory.kept[0].keys.shape[0], np.int32)
+        found = self._slots(np.concatenate([beginning, latest]))
+        slots[: len(found)] = found
+        return slots
 
     def _choose(self, blocks: LayerBlocks, total: jax.Array) -> tuple[tuple[jax.Array, jax.Array], int]:
         """Keys and values of the blocks that a chunk sees, on the device, and how many of their tokens are real."""
