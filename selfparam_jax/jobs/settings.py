@@ -10,7 +10,7 @@ import typing
 
 from ml_collections import ConfigDict
 
-from selfparam_jax.baselines.registry import SYSTEMS
+from selfparam_jax.baselines.registry import SYSTEMS, system_name
 from selfparam_jax.checkpoints.default_model import DEFAULT_MODEL
 from selfparam_jax.checkpoints.tokenizers import read_date
 from selfparam_jax.distributed.files import flatten
@@ -207,6 +207,8 @@ class Settings:
         if unknown := [name for name in self.trackers if name not in TRACKERS]:
             raise ValueError(f"report_to names {unknown[0]!r}, expected none or some of {', '.join(TRACKERS)}")
         read_date(self.date)
+        for name in self.systems:
+            system_name(name)
         if self.limit < 0:
             raise ValueError(f"limit = {self.limit}, expected 0 (all documents) or more")
         if self.int8 and self.job == "sequential":
@@ -334,7 +336,10 @@ def _typed(name: str, kind: type, value: object) -> object:
             raise ValueError(f"{name} = {value!r}, expected a tuple, such as ('a',)")
         if not all(isinstance(each, typing.get_args(kind)[0]) for each in value):
             raise ValueError(f"{name} = {value!r}, expected a tuple of {typing.get_args(kind)[0].__name__}")
-        return tuple(value)
+        if name == "context_ids":  # an id may hold a comma
+            return tuple(value)
+        # A command line's a,b arrives as one string.
+        return tuple(part.strip() for each in value for part in each.split(","))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

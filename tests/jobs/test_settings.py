@@ -155,3 +155,10 @@ def test_whole_numbers_serve_as_floats_and_lists_as_tuples():
     found = read_settings({"lora": {"alpha": 32, "target_modules": ["q_proj"]}})
     assert (found.lora.alpha, found.lora.target_modules) == (32.0, ("q_proj",))
     assert isinstance(found.lora.alpha, float)
+
+
+def test_names_may_be_given_with_commas():
+    config = base.get_config()
+    config.systems, config.context_ids = ("base, base_cq", "ft_c"), ("a,b",)
+    found = read_settings(config)
+    assert found.systems == ("base", "base_cq", "ft_c") and found.context_ids == ("a,b",)
