@@ -1,12 +1,30 @@
-"""BM25: the training dialogues that share most words with the dialogue stand before it in the prompt."""
+"""BM25: the passages (or training dialogues) that share most words with a question stand before it in the prompt."""
 
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+
+from selfparam_jax.baselines._retrieved import RetrievalOptions, Retrieved
 from selfparam_jax.data.documents import Document
+from selfparam_jax.data.retrieval import Retriever
 from selfparam_jax.evaluation.recommenders import ModelRecommender, RecommenderEntry
+from selfparam_jax.evaluation.systems import SystemEntry
 
 _INTRODUCTION = "Here are other conversations with a movie recommender.\n\n{found}\n\n"
+
+
+class RetrievedByWords(Retrieved):
+    """The base after passages that BM25 finds."""
+
+    def index(self, texts: Sequence[str]) -> None:
+        self._retriever = Retriever(texts)
+
+    def scores(self, question: str) -> np.ndarray:
+        return self._retriever.scores(question)
+
+    def index_bytes(self) -> int:
+        return self._retriever.nbytes
 
 
 @dataclasses.dataclass
@@ -35,6 +53,14 @@ class RetrievedDialogues(ModelRecommender):
         return _INTRODUCTION.replace("{found}", found) + super().ask(dialogue)
 
 
+SYSTEM = SystemEntry(
+    "bm25",
+    "Base + BM25",
+    "question, after the passages that share most words with it",
+    "baseline",
+    RetrievedByWords,
+    options=RetrievalOptions,
+)
 RECOMMENDER = RecommenderEntry(
     "bm25", "Base + BM25", "retrieved training dialogues in the prompt", "baseline", RetrievedDialogues
 )

@@ -35,6 +35,14 @@ class Retriever:
     def _words(self, units: Sequence[str]) -> list[str]:
         return [unit for unit in units if unit not in self._stopwords]
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the index: its arrays, and the words that it knows."""
+        if self._index is None:
+            return 0
+        arrays = sum(array.nbytes for array in self._index.scores.values() if isinstance(array, np.ndarray))
+        return arrays + sum(len(word.encode()) for word in self._index.vocab_dict)
+
     def scores(self, query: str) -> np.ndarray:
         """How well each text matches the words of a query, float32 [texts]; 0 where it shares none."""
         words = self._words(segment(query))
