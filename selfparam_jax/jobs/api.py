@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from selfparam_jax.baselines.registry import SYSTEMS
+from selfparam_jax.baselines.registry import SYSTEMS, system_name
 from selfparam_jax.checkpoints import peft
 from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.data import corpora
@@ -364,18 +364,24 @@ def evaluate(
       "reach", the table of `evaluation.reach.measure_reach`, and "reach_answers", a record per answer.
 
     Raises:
-      ValueError: an unknown system, or a document that does not fit into the model.
+      ValueError: an unknown system, one that cannot be asked, or a document that does not fit into the model.
     """
-    if unknown := [name for name in systems if name not in SYSTEMS]:
-        raise ValueError(f"systems has {unknown[0]!r}, expected some of {', '.join(SYSTEMS)}")
+    names = [system_name(name) for name in systems]
     form = prompt or (adapter.recipe.prompt if adapter.recipe else "plain")
     bound = Prompt(form, adapter.model.tokenizer, adapter.model.end_ids)
-    setup = Setup(adapter.model, bound, batch_size, adapter.lora, adapter.scale)
-    recipe = dataclasses.replace(adapter.recipe or Recipe(), related_share=0.0)
+    recipe = adapter.recipe or Recipe()
+    setup = Setup(adapter.model, bound, batch_size, adapter.lora, adapter.scale, recipe=recipe)
+    if any(SYSTEMS[name].trained for name in names):
+        setup = dataclasses.replace(setup, unrelated=_default_unrelated(recipe))
+    recipe = dataclasses.replace(recipe, related_share=0.0)
     documents = with_passages(documents, recipe, lambda: adapter.model)
     answers = {}
-    for name in systems:
-        system = SYSTEMS[name].make(setup)
+    for name in names:
+        entry = SYSTEMS[name]
+        own = dataclasses.replace(setup, options=entry.options() if entry.options else None)
+        if why := entry.unavailable(own):
+            raise ValueError(f"systems has {name!r}, which cannot be asked: {why}; take it out")
+        system = entry.make(own)
         system.prepare(documents)
         answers[name] = system.answer(documents)
     found = {
