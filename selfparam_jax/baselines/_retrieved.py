@@ -61,6 +61,7 @@ class Retrieved(BaseSystem):
         count = token_counter(self.setup.model.tokenizer)
         made = split_documents(plain, self.setup.options.passage_tokens, count)
         self.texts = [passage.text for passage in made]
+        self.titles = [passage.title for passage in made]
         self.sources = [source_id(sources[int(source_id(passage))]) for passage in made]
         self.index(self.texts)
 

@@ -16,17 +16,22 @@ from selfparam_jax.checkpoints.tensors import Index, Source
 # Types that are numbers of their own; others are parts of a quantisation, whose scales we do not know.
 FLOATS = ("F16", "BF16", "F32", "F64")
 TORCH_FLOATS = ("float16", "bfloat16", "float32", "float64")
+# Of constants that some checkpoints hold beside their weights.
+INTEGERS, TORCH_INTEGERS = ("I64", "I32"), ("int64", "int32")
 
 
-def open_directory(directory: Path) -> Source:
-    """The weights in a directory; safetensors where there are both.
+def open_directory(directory: Path, integers: bool = False) -> Source:
+    """The weights in a directory; safetensors where there are both. Integers are refused unless they are allowed.
 
     Raises:
       ValueError: there are none, or they cannot be read.
     """
-    for single, source in (("model.safetensors", SafetensorsSource), ("pytorch_model.bin", TorchBinSource)):
+    for single, source, types in (
+        ("model.safetensors", SafetensorsSource, FLOATS + INTEGERS * integers),
+        ("pytorch_model.bin", TorchBinSource, TORCH_FLOATS + TORCH_INTEGERS * integers),
+    ):
         if any((directory / f"{single}{end}").is_file() for end in ("", ".index.json")):
-            return source(directory)
+            return source(directory, types)
     raise ValueError(
         f"{directory} has no weights: expected model.safetensors or pytorch_model.bin, or an index of "
         "either. Put them there; a .gguf file is given by its own path."
@@ -111,10 +116,10 @@ class SafetensorsSource:
 class TorchBinSource:
     """`pytorch_model.bin`, or shards with `pytorch_model.bin.index.json`; memory-mapped. Needs torch.
 
-    Only tensors are unpickled (`weights_only=True`).
+    Only tensors are unpickled (`weights_only=True`), and of no other types than `types`.
     """
 
-    def __init__(self, directory: str | os.PathLike):
+    def __init__(self, directory: str | os.PathLike, types: Collection[str] = TORCH_FLOATS):
         directory = Path(directory)
         files = _weight_files(directory, "pytorch_model.bin")
         try:
@@ -140,7 +145,7 @@ class TorchBinSource:
                 ) from error
             _same_names(path, expected, list(shapes))
             for name, tensor in tensors.items():
-                _check_type(path, name, str(tensor.dtype).removeprefix("torch."), TORCH_FLOATS)
+                _check_type(path, name, str(tensor.dtype).removeprefix("torch."), types)
             self._tensors.update(tensors)
 
     def names(self) -> list[str]:
