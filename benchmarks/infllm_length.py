@@ -5,7 +5,7 @@
 The embedded model reads the example documents and general texts one after another, again from the beginning if they
 do not suffice. Between them stand made-up facts at several depths, each of which is asked for. Full attention is the
 base with the text in its prompt; beyond the model's window there is none. Seconds are by the clock, after programs
-have been compiled; memory is what is kept of the text.
+have been compiled; memory is that of the text's keys and values.
 """
 
 import json

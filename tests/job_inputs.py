@@ -8,6 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from selfparam_jax.configs import base
 
+from selfparam_jax.data.documents import Document, QAPair, Question
 from selfparam_jax.training.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -26,6 +27,20 @@ DOCUMENTS = [
     for n, (name, river, founder) in enumerate([("Ava", "Om", "Lu Ka"), ("Bor", "Nil", "Re Mo"), ("Cy", "Ul", "Si")])
 ]
 TEXTS = [{"text": text} for text in ("The sky is wide and blue.", "Bread needs salt.", "Two and two are four.")]
+
+
+def documents(count=3):
+    """The first of the documents, with their questions and pairs."""
+    return [
+        Document(
+            record["context"],
+            record["title"],
+            record["id"],
+            tuple(Question(each["question"], tuple(each["answers"])) for each in record["questions"]),
+            tuple(QAPair(**pair) for pair in record["qa_pairs"]),
+        )
+        for record in DOCUMENTS[:count]
+    ]
 
 
 def write(path, records):

@@ -55,7 +55,15 @@ class Cartridge(Trained):
         setup, options = self.setup, self.setup.options
         tokens = options.tokens or tokens_of_storage(setup.model, self.recipe, options.divide)
         return train_cartridge(
-            setup.model, documents, self.recipe, tokens, options.start, setup.unrelated, setup.directory, hooks
+            setup.model,
+            documents,
+            self.recipe,
+            tokens,
+            options.start,
+            setup.unrelated,
+            setup.directory,
+            hooks,
+            setup.teacher,
         )
 
     def with_trained(self, lora: dict) -> "AfterCartridge":

@@ -40,7 +40,7 @@ class DprOptions(RetrievalOptions):
         return {setting: source for setting, source in named.items() if source}
 
 
-# Job "single" makes the system anew for every document.
+# Job "single" makes a new system for every document.
 _load_once = functools.lru_cache(maxsize=2)(load_encoder)
 _directory_once = functools.lru_cache(maxsize=2)(model_directory)
 

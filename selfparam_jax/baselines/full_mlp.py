@@ -41,6 +41,7 @@ class FullMlp(Trained):
             setup.unrelated,
             setup.directory,
             hooks=hooks,
+            teacher=setup.teacher,
             student=mlp_student(setup.model, recipe),
         )
 

@@ -48,7 +48,7 @@ class InfLLM(BaseSystem):
         return score_answer(prompt, made, question.answers) | {"tokens": self._memory.length + len(asked)}
 
     def cost(self) -> dict:
-        """Bytes of what is kept of the text: on the device, and of the blocks on the host."""
+        """Bytes of the text's keys and values on the device, and of the blocks on the host."""
         device, host = self._memory.device_bytes(), self._memory.host_bytes()
         return {
             "storage_bytes": device + host,

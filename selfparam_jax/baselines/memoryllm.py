@@ -27,7 +27,7 @@ class MemoryLLMOptions:
     seed: int = 0
 
 
-# Job "single" makes the system anew for every document.
+# Job "single" makes a new system for every document.
 _load_once = functools.lru_cache(maxsize=1)(load_memoryllm)
 
 

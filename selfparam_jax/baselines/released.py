@@ -51,7 +51,9 @@ class Released(Trained):
         wanted = min(sum(len(document.qa_pairs) for document in documents), len(setup.unrelated))
         targets = dataclasses.replace(recipe.targets, tails_per_context=each, unrelated_per_epoch=wanted)
         recipe = dataclasses.replace(recipe, targets=targets)
-        return inject(setup.model, documents, recipe, setup.unrelated, setup.directory, hooks=hooks)
+        return inject(
+            setup.model, documents, recipe, setup.unrelated, setup.directory, hooks=hooks, teacher=setup.teacher
+        )
 
 
 SYSTEM = SystemEntry(

@@ -71,7 +71,7 @@ class MemoryCheckpoint:
 
 @dataclasses.dataclass(frozen=True)
 class _Adapters:
-    """What config.json says of them: rank, scale, projections and names."""
+    """What config.json says about them: rank, scale, projections and names."""
 
     rank: int = 0
     scale: float = 1.0

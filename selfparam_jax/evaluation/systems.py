@@ -15,6 +15,7 @@ from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.evaluation.drift import NOT_MEASURED, General, measure_drift
 from selfparam_jax.evaluation.questions import answer_questions
 from selfparam_jax.training.inject import Hooks
+from selfparam_jax.training.other_teacher import OtherTeacher
 from selfparam_jax.training.recipe import Recipe
 
 ROLES = ("lower bound", "upper bound", "baseline", "candidate")
@@ -34,6 +35,7 @@ class Setup:
       options: the system's own settings, an instance of `SystemEntry.options`; None for a system without any.
       recipe: adapter, optimizer and target sentences, for a system that is trained.
       unrelated: unrelated texts, for a system that is trained on target sentences.
+      teacher: another model that teaches; None: the base does.
       general: general text as the base reads it, to see whether training ruins the model; None: not looked at.
       directory: where the system keeps its work and resumes it; None keeps it in memory.
       open_hooks: given a directory and a label, what shows progress of training and stops it.
@@ -48,6 +50,7 @@ class Setup:
     options: Any = None
     recipe: Recipe = Recipe()
     unrelated: Sequence[str] = ()
+    teacher: OtherTeacher | None = None
     general: General | None = None
     directory: pathlib.Path | None = None
     open_hooks: Callable[[pathlib.Path | None, str], contextlib.AbstractContextManager[Hooks]] = (

@@ -116,7 +116,7 @@ class LayerBlocks:
 
 @dataclasses.dataclass
 class TextMemory:
-    """What is kept of a text that is being read.
+    """The state of a text that is being read.
 
     Attributes:
       length: tokens read.

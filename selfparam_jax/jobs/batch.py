@@ -8,14 +8,19 @@ from selfparam_jax.checkpoints.export import merge_for_export, save_model
 from selfparam_jax.data.documents import Document
 from selfparam_jax.evaluation.systems import NO_COST
 from selfparam_jax.jobs.bars import announced
-from selfparam_jax.jobs.evaluation import INJECTED, answer_with_document, evaluate_injected, teacher_answers
+from selfparam_jax.jobs.evaluation import INJECTED, chosen_pairs, evaluate_injected
 from selfparam_jax.jobs.inputs import Job
 from selfparam_jax.jobs.progress import open_hooks
 from selfparam_jax.jobs.reach import job_reach
 from selfparam_jax.jobs.results import tokens_per_second, write_results
-from selfparam_jax.jobs.systems import measure_systems, measure_trained, measured_group, write_measured
+from selfparam_jax.jobs.systems import (
+    measure_systems,
+    measure_trained,
+    measured_group,
+    read_measured,
+    write_measured,
+)
 from selfparam_jax.jobs.tracking import job_tracking
-from selfparam_jax.targets.choose_pairs import choose_pairs
 from selfparam_jax.training.inject import ContinualState, Injection, inject
 
 
@@ -35,14 +40,7 @@ def inject_documents(job: Job, documents: Sequence[Document], directory: pathlib
       training.inject.Interrupted: a stop was requested; the last step is saved.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    chosen = choose_pairs(
-        documents,
-        job.prompt,
-        job.recipe.targets,
-        job.recipe.train.seq_len,
-        lambda asked: answer_with_document(job, asked),
-        teacher_answers(directory),
-    )
+    chosen = chosen_pairs(job, documents, directory)
     with open_hooks(directory, label, tracking=job_tracking(job, documents)) as hooks:
         continual = ContinualState(start=job.start)
         return inject(job.model, chosen, job.recipe, job.unrelated, directory, continual, hooks, job.teacher)
@@ -56,8 +54,9 @@ def run_batch(job: Job, began: float) -> dict:
     done = inject_documents(job, job.documents, job.workdir)
     evaluating = time.perf_counter()
     answers["injected"], drift, seconds = evaluate_injected(job, job.documents, done.lora)
-    trained_s = done.teacher_s + done.train_s
-    write_measured(job, INJECTED, [measured_group(answers["injected"], trained_s, seconds, NO_COST, drift)])
+    if done.resumed_from < done.steps or read_measured(job.workdir, INJECTED) is None:  # else it says nothing new
+        trained_s = done.teacher_s + done.train_s
+        write_measured(job, INJECTED, [measured_group(answers["injected"], trained_s, seconds, NO_COST, drift)])
     reach = job_reach(job, done.lora, answers)
     evaluated = time.perf_counter()
     answers |= measure_trained(job, lambda _: done.lora)

@@ -11,6 +11,7 @@ from selfparam_jax.evaluation.drift import NOT_MEASURED, measure_drift
 from selfparam_jax.evaluation.systems import Setup
 from selfparam_jax.jobs.bars import announced
 from selfparam_jax.jobs.inputs import Job
+from selfparam_jax.targets.choose_pairs import choose_pairs
 
 Answers = list[list[dict]]
 INJECTED = "injected"  # the system that a job makes
@@ -61,6 +62,14 @@ def answer_with_document(job: Job, documents: Sequence[Document]) -> Answers:
         return SYSTEMS["base_cq"].make(Setup(model, job.prompt, job.settings.eval.batch_size)).answer(documents)
 
 
-def teacher_answers(directory: pathlib.Path) -> pathlib.Path:
-    """Where an injection keeps what its teacher answers to the pairs' questions."""
-    return directory / "teacher_answers.jsonl"
+def chosen_pairs(job: Job, documents: Sequence[Document], directory: pathlib.Path) -> list[Document]:
+    """The documents with the pairs that are trained on; the directory keeps what the teacher answers to them."""
+    recipe, path = job.recipe, directory / "teacher_answers.jsonl"
+    return choose_pairs(
+        documents,
+        job.prompt,
+        recipe.targets,
+        recipe.train.seq_len,
+        lambda asked: answer_with_document(job, asked),
+        path,
+    )

@@ -133,13 +133,3 @@ def _system_record(name: str, split: bool) -> dict:
 def tokens_per_second(train_s: float, sentence_tokens: int) -> float:
     """Sentence tokens per second of training."""
     return sentence_tokens / train_s if train_s else 0.0
-
-
-def mean_or_none(values: Sequence[float | None]) -> float | None:
-    """Mean, or None where nothing was measured."""
-    return None if None in values else float(np.mean(values))
-
-
-def mean_drift(entries: Sequence[dict]) -> dict:
-    """The mean of every number of several drifts."""
-    return {name: mean_or_none([entry[name] for entry in entries]) for name in entries[0]}

@@ -13,12 +13,13 @@ from selfparam_jax.distributed import files
 from selfparam_jax.evaluation import questions
 from selfparam_jax.evaluation.systems import NO_COST, SystemEntry
 from selfparam_jax.jobs.bars import announced
-from selfparam_jax.jobs.evaluation import INJECTED, Answers
+from selfparam_jax.jobs.evaluation import INJECTED, Answers, chosen_pairs
 from selfparam_jax.jobs.inputs import Job
 from selfparam_jax.jobs.progress import open_hooks
-from selfparam_jax.jobs.results import mean_drift, tokens_per_second, write_results
+from selfparam_jax.jobs.results import tokens_per_second, write_results
 from selfparam_jax.jobs.single import gather_lines
 from selfparam_jax.jobs.systems import (
+    mean_numbers,
     measure_systems,
     measured_group,
     measured_path,
@@ -84,7 +85,7 @@ def run_sequential(job: Job, began: float) -> dict:
     injected = []
     for sequence, found in zip(cut, done, strict=True):
         injected += questions.match_answers(sequence.documents, found["rows"][-1]["answers"])
-    drift = mean_drift([sequence["rows"][-1]["drift"] for sequence in done])
+    drift = mean_numbers([sequence["rows"][-1]["drift"] for sequence in done])
     training = {"steps": totals["steps"], "fill": float(np.mean([note["fill"] for note in notes]))}
     extra = {"sequential": summarize_sequences(done)}
     write_measured(
@@ -138,7 +139,8 @@ def _system_sequence(
             now = sequences.current_model(setup.base, adapters)
             now = dataclasses.replace(now, fingerprint=f"{setup.base.fingerprint}+{entry.name}{done - 1}")
             system = entry.make(dataclasses.replace(system_setup(job, entry, directory), model=now, general=None))
-            system.prepare(sequence.sources[done - 1].passages)
+            directory.mkdir(parents=True, exist_ok=True)
+            system.prepare(chosen_pairs(job, sequence.sources[done - 1].passages, directory))
             adapters.append((system.lora, system.recipe.lora.scale))
             notes.append({"seconds": system.train_s})
         path = folder / "evaluations" / f"{done:03d}.json"

@@ -16,8 +16,9 @@ from selfparam_jax.jobs.batch import inject_documents
 from selfparam_jax.jobs.evaluation import INJECTED, evaluate_injected
 from selfparam_jax.jobs.inputs import Job
 from selfparam_jax.jobs.passages import join_answers
-from selfparam_jax.jobs.results import mean_drift, tokens_per_second, write_results
+from selfparam_jax.jobs.results import tokens_per_second, write_results
 from selfparam_jax.jobs.systems import (
+    mean_numbers,
     measure_systems,
     measure_trained,
     measure_with_adapters,
@@ -92,7 +93,7 @@ def run_single(job: Job, began: float) -> dict:
         spread = {"f1_mean": np.mean(f1), "f1_std": np.std(f1), "f1_min": min(f1), "f1_max": max(f1)}
     extra = {"spread": {name: float(value) for name, value in spread.items()}}
     training = {"steps": steps, "fill": float(np.mean(fills))}
-    return write_results(job, {**answers, "injected": injected}, mean_drift(drifts), timing, training, extra)
+    return write_results(job, {**answers, "injected": injected}, mean_numbers(drifts), timing, training, extra)
 
 
 def inject_single(job: Job, documents: Sequence[Document], directory: pathlib.Path, label: str) -> dict:

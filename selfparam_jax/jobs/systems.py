@@ -10,6 +10,7 @@ import pathlib
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from absl import logging
 
 from selfparam_jax.baselines.registry import SYSTEMS, system_name
@@ -21,11 +22,10 @@ from selfparam_jax.evaluation.drift import NOT_MEASURED
 from selfparam_jax.evaluation.health import answer_health, is_ruined
 from selfparam_jax.evaluation.systems import Setup, SystemEntry
 from selfparam_jax.jobs.bars import announced
-from selfparam_jax.jobs.evaluation import INJECTED, Answers, answer_with_document, count_questions
+from selfparam_jax.jobs.evaluation import INJECTED, Answers, chosen_pairs, count_questions
 from selfparam_jax.jobs.inputs import Job
 from selfparam_jax.jobs.passages import join_answers
 from selfparam_jax.jobs.progress import open_hooks
-from selfparam_jax.targets.choose_pairs import choose_pairs
 
 
 def system_names(job: Job) -> list[str]:
@@ -35,11 +35,15 @@ def system_names(job: Job) -> list[str]:
 
 
 def missing_systems(job: Job, results: dict) -> list[str]:
-    """The systems that a finished job is asked for now and that its results do not have."""
+    """The systems that a finished job is asked for now and that its results do not have.
+
+    Raises:
+      ValueError: one was measured with other settings of its own.
+    """
     if job.settings.job == "recommend":
         return []
     known = {system["name"] for system in results["systems"]}
-    return [name for name in system_names(job) if name not in known]
+    return [name for name in system_names(job) if name not in known or not _is_measured(job, name)]
 
 
 def measure_systems(job: Job) -> dict[str, Answers]:
@@ -105,7 +109,7 @@ def _sum(values: Sequence[float | None]) -> float | None:
 def mean_numbers(entries: Sequence[dict]) -> dict:
     """The mean of every number of several records; None where one of them has none."""
     return {
-        name: None if None in (values := [entry[name] for entry in entries]) else sum(values) / len(values)
+        name: None if None in (values := [entry[name] for entry in entries]) else float(np.mean(values))
         for name in entries[0]
     }
 
@@ -113,10 +117,8 @@ def mean_numbers(entries: Sequence[dict]) -> dict:
 def _measure(job: Job, entry: SystemEntry, adapters: Callable[[int], dict] | None) -> Answers | None:
     """A system's answers; None if it cannot be asked with this model."""
     path, record = job.workdir / "answers" / f"{entry.name}.jsonl", measured_path(job.workdir, entry.name)
-    if record.exists():
-        _check_options(record, options_of(job, entry.name))
-        if "unavailable" not in files.read_json(record)["groups"][0] and path.exists():
-            return questions.match_answers(job.documents, files.read_lines(path))
+    if _is_measured(job, entry.name) and path.exists():
+        return questions.match_answers(job.documents, files.read_lines(path))
     answers: Answers = [[] for _ in job.documents]
     groups = []
     for number, places in enumerate(_groups(job, entry)):
@@ -146,17 +148,25 @@ def _measure(job: Job, entry: SystemEntry, adapters: Callable[[int], dict] | Non
     return answers
 
 
-def _check_options(record: pathlib.Path, options: object) -> None:
-    """Raises ValueError if a system was measured with other settings of its own."""
-    options = None if options is None else dataclasses.asdict(options)
-    before = files.read_json(record)["options"]
-    if before != options:
-        name = record.parent.name
-        changes = "\n".join(files.differences(before or {}, options or {}))
-        raise ValueError(
-            f"{record.parent} was measured with other settings baselines.{name}:\n{changes}\nRemove that folder to "
-            "measure it again, choose another --workdir, or restore the settings"
-        )
+def _is_measured(job: Job, name: str) -> bool:
+    """Whether a system has been measured; one that could not be asked is tried again with other settings.
+
+    Raises:
+      ValueError: it was measured with other settings of its own.
+    """
+    path = measured_path(job.workdir, name)
+    if not path.exists():
+        return False
+    record, options = files.read_json(path), _options_record(job, name)
+    if record["options"] == options:
+        return True
+    if "unavailable" in record["groups"][0]:
+        return False
+    changes = "\n".join(files.differences(record["options"] or {}, options or {}))
+    raise ValueError(
+        f"{path.parent} was measured with other settings baselines.{name}:\n{changes}\nRemove that folder to "
+        "measure it again, choose another --workdir, or restore the settings"
+    )
 
 
 def _groups(job: Job, entry: SystemEntry) -> list[list[int]]:
@@ -175,6 +185,11 @@ def options_of(job: Job, name: str) -> object:
     return getattr(job.settings.baselines, name, None)
 
 
+def _options_record(job: Job, name: str) -> dict | None:
+    options = options_of(job, name)
+    return None if options is None else dataclasses.asdict(options)
+
+
 def system_setup(job: Job, entry: SystemEntry, folder: pathlib.Path | None) -> Setup:
     """What a system of a job is made from; `folder` keeps its work."""
     return Setup(
@@ -185,6 +200,7 @@ def system_setup(job: Job, entry: SystemEntry, folder: pathlib.Path | None) -> S
         options=options_of(job, entry.name),
         recipe=job.recipe,
         unrelated=job.unrelated,
+        teacher=job.teacher,
         general=job.general_text if job.general and entry.trained else None,
         directory=folder,
         open_hooks=open_hooks,
@@ -196,15 +212,8 @@ def _ask(job: Job, entry: SystemEntry, documents: list[Document], setup: Setup) 
     if why := entry.unavailable(setup):
         return None, {"unavailable": why}
     if entry.trained:  # on the pairs that the job trains on
-        recipe, path = job.recipe, setup.directory / "teacher_answers.jsonl"
-        documents = choose_pairs(
-            documents,
-            job.prompt,
-            recipe.targets,
-            recipe.train.seq_len,
-            lambda asked: answer_with_document(job, asked),
-            path,
-        )
+        setup.directory.mkdir(parents=True, exist_ok=True)
+        documents = chosen_pairs(job, documents, setup.directory)
     system = entry.make(setup)
     with announced(f"{entry.name}: preparing {len(documents)} documents"):
         began = time.perf_counter()
@@ -214,7 +223,9 @@ def _ask(job: Job, entry: SystemEntry, documents: list[Document], setup: Setup) 
         answers = system.answer(documents)
     answered = time.perf_counter()
     drift = system.drift(job.general_text) if job.general else NOT_MEASURED
-    group = measured_group(answers, prepared - began, answered - prepared, system.cost(), drift)
+    # A system that is trained may have been stopped and resumed, and looks at its own health in between.
+    took = system.train_s if entry.trained else prepared - began
+    group = measured_group(answers, took, answered - prepared, system.cost(), drift)
     if (healthy := system.healthy()) is not None:
         step, model = healthy
         then = questions.summarize(join_answers(documents, model.answer(documents)))
@@ -247,8 +258,6 @@ def measured_group(answers: Answers, prepare_s: float, answer_s: float | None, c
 
 def write_measured(job: Job, name: str, groups: Sequence[dict]) -> None:
     """Keeps what a system took (`measured_group`), also that of the job's own injections."""
-    path, options = measured_path(job.workdir, name), options_of(job, name)
+    path = measured_path(job.workdir, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(
-        path, {"options": None if options is None else dataclasses.asdict(options), "groups": list(groups)}
-    )
+    files.write_json(path, {"options": _options_record(job, name), "groups": list(groups)})

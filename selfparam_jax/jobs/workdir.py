@@ -144,7 +144,7 @@ def changed_inputs(old: dict, new: dict) -> list[str]:
         if old[name] != new[name]:
             lines.append(f"the {name} texts have changed")
     if old.get("adapter") != new.get("adapter"):
-        lines.append("the adapter that training goes on from has changed")
+        lines.append("the adapter that training starts from has changed")
     if old.get("teacher") != new.get("teacher"):
         lines.append("the teacher (teacher.model) has changed: its weights, or how they are held")
     return lines

@@ -185,6 +185,8 @@ def draw_systems(results: Results, colours: dict[str, str]) -> "Figure":
         right.plot(tokens, value, "o", color=colours[system.name], ms=8, markeredgecolor=INK, markeredgewidth=0.5)
     _label_points(right, points)
     right.set_xscale("log")
+    right.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
+    right.xaxis.set_minor_formatter(lambda tokens, _: "")
     right.margins(x=0.25, y=0.15)
     right.set_xlabel("tokens read for a question")
     right.set_title("F1 against the tokens read for a question", loc="left", color=FAINT)

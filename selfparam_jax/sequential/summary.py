@@ -35,7 +35,7 @@ def summarize_matrix(matrix: np.ndarray) -> dict:
 
 
 def summarize_sequences(done: Sequence[dict]) -> dict:
-    """What results.json says of all sequences.
+    """What results.json says about all sequences.
 
     Args:
       done: what `sequence.run_sequence` gives.

@@ -30,6 +30,7 @@ from selfparam_jax.models.lora import init_lora, parameter_count
 from selfparam_jax.models.rope import rotary_angles, rotate
 from selfparam_jax.targets.sentences import Sentence
 from selfparam_jax.training.inject import Hooks, Injection, Student, bind_directory, read_teacher, train_adapter
+from selfparam_jax.training.other_teacher import OtherTeacher
 from selfparam_jax.training.recipe import Recipe
 from selfparam_jax.training.teacher import Teacher
 from selfparam_jax.training.train_step import Batch
@@ -47,6 +48,7 @@ def train_cartridge(
     unrelated: Sequence[str] = (),
     directory: pathlib.Path | None = None,
     hooks: Hooks | None = None,
+    teacher: OtherTeacher | None = None,
 ) -> Injection:
     """Trains a cartridge that stands for documents.
 
@@ -60,6 +62,7 @@ def train_cartridge(
       directory: where teacher states and checkpoints are kept; a call that finds its own unfinished work there
         resumes it. None keeps everything in memory.
       hooks: progress, and the request to stop; None for neither.
+      teacher: another model that teaches.
 
     Returns:
       the cartridge, as `Injection.lora`, and what it took.
@@ -91,10 +94,14 @@ def train_cartridge(
             "recipe": recipe.record(),
             "cartridge": {"tokens": tokens, "start": start},
         }
+        if teacher is not None:
+            record["teacher"] = teacher.record()
         bind_directory(directory / "cartridge.json", record, "cartridge")
 
     def read() -> tuple[list[Sentence], np.ndarray, Teacher]:
-        sentences, slots, signal = read_teacher(model, prompt, documents, recipe, unrelated, directory, hooks=hooks)
+        sentences, slots, signal = read_teacher(
+            model, prompt, documents, recipe, unrelated, directory, hooks=hooks, teacher=teacher
+        )
         if directory is not None:
             files.write_lines(directory / "targets.jsonl", (sentence.record for sentence in sentences))
         after = [without_start(sentence, slot) for sentence, slot in zip(sentences, slots, strict=True)]
@@ -105,7 +112,7 @@ def train_cartridge(
     student = Student(
         decoder, lambda: first_cartridge(model, documents, prompt, tokens, start, recipe.seed), read_after
     )
-    return train_adapter(model, recipe, read, directory, hooks=hooks, student=student)
+    return train_adapter(model, recipe, read, directory, hooks=hooks, teacher=teacher, student=student)
 
 
 def read_after(cartridge: dict, params: dict, batch: Batch, dropout_key: jax.Array, model: Decoder) -> jax.Array:

@@ -9,12 +9,11 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from job_inputs import DOCUMENTS, TEXTS, assert_same_adapter
+from job_inputs import TEXTS, assert_same_adapter, documents
 
 from selfparam_jax.baselines.cartridge import SYSTEM, AfterCartridge, CartridgeOptions
 from selfparam_jax.baselines.cartridge_quarter import SYSTEM as QUARTER
 from selfparam_jax.checkpoints.model import Model
-from selfparam_jax.data.documents import Document, QAPair, Question
 from selfparam_jax.data.packing import NO_SLOT
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.distributed import mesh as meshes
@@ -44,19 +43,6 @@ RECIPE = Recipe(
     checkpoint_every=1,
     learning_rate=1e-2,
 )
-
-
-def documents(count=3):
-    return [
-        Document(
-            record["context"],
-            record["title"],
-            record["id"],
-            tuple(Question(each["question"], tuple(each["answers"])) for each in record["questions"]),
-            tuple(QAPair(**pair) for pair in record["qa_pairs"]),
-        )
-        for record in DOCUMENTS[:count]
-    ]
 
 
 def prompt_of(model, name="plain"):

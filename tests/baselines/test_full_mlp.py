@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from job_inputs import DOCUMENTS, TEXTS
+from job_inputs import TEXTS, documents
 
 from selfparam_jax.baselines.full_mlp import SYSTEM, Changed, FullOptions
-from selfparam_jax.data.documents import Document, QAPair, Question
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.evaluation.drift import read_general
 from selfparam_jax.evaluation.questions import answer_questions
@@ -21,20 +20,6 @@ from selfparam_jax.training.train_step import Batch
 UNRELATED = [record["text"] for record in TEXTS]
 RECIPE = Recipe(prompt="plain", epochs=6, batch_size=2, seq_len=128, unrelated_per_epoch=2, checkpoint_every=2)
 KERNELS = ("gate_proj", "up_proj", "down_proj")
-
-
-@pytest.fixture(scope="module")
-def documents():
-    return [
-        Document(
-            record["context"],
-            record["title"],
-            record["id"],
-            tuple(Question(each["question"], tuple(each["answers"])) for each in record["questions"]),
-            tuple(QAPair(**pair) for pair in record["qa_pairs"]),
-        )
-        for record in DOCUMENTS[:2]
-    ]
 
 
 def setup_for(model, directory=None):
@@ -81,22 +66,22 @@ def test_a_low_precision_base_is_rounded_once(tiny_model):
     np.testing.assert_array_equal(made, expected)
 
 
-def test_it_learns_resumes_and_answers_with_the_changed_weights(tiny_model, documents, tmp_path):
-    losses = []
+def test_it_learns_resumes_and_answers_with_the_changed_weights(tiny_model, tmp_path):
+    losses, given = [], documents(2)
     setup = setup_for(tiny_model, tmp_path / "run")
     hooks = setup.open_hooks
-    setup = dataclasses.replace(setup, open_hooks=lambda *given: Watched(hooks(*given), losses))
+    setup = dataclasses.replace(setup, open_hooks=lambda *place: Watched(hooks(*place), losses))
     system = SYSTEM.make(setup)
-    system.prepare(documents)
+    system.prepare(given)
     assert losses[-1] < 0.8 * losses[0]
     assert system.cost() == {"storage_bytes": 0, "extra_parameters": 0}
     changed = {"params": replaced(tiny_model.params, system.lora)}
-    expected = answer_questions(tiny_model.decoder(), changed, setup.prompt, documents, False, 4)
-    assert system.answer(documents) == expected
+    expected = answer_questions(tiny_model.decoder(), changed, setup.prompt, given, False, 4)
+    assert system.answer(given) == expected
     assert system.drift(setup.general)["kl"] > 0
     again = SYSTEM.make(setup_for(tiny_model, tmp_path / "run"))
     count = len(losses)
-    again.prepare(documents)  # nothing is trained again
+    again.prepare(given)  # nothing is trained again
     assert len(losses) == count
     for name in KERNELS:
         np.testing.assert_array_equal(again.lora["mlp"][name], system.lora["mlp"][name])

@@ -48,8 +48,7 @@ def test_fine_tuned_systems_are_trained_asked_and_resumed(config, tmp_path, monk
     resumed = run_job(config, folder)
     assert modified(folder / "systems" / "ft_c" / "checkpoints") == times and times
     assert resumed["scores"] == results["scores"]
-    config.baselines.ft_c.learning_rate = 2e-3
-    (folder / "results.json").unlink()
+    config.baselines.ft_c.learning_rate = 2e-3  # also where the run is complete
     with pytest.raises(ValueError, match=r"ft_c was measured with other settings baselines.ft_c:\n.*learning_rate"):
         run_job(config, folder)
 
@@ -83,6 +82,27 @@ def test_a_ruined_system_is_said_to_have_collapsed(config, tmp_path, monkeypatch
     assert healthy["drift"]["perplexity_after"] == pytest.approx(seen[healthy["step"] - 1])
     report = (tmp_path / "run" / "report.md").read_text()
     assert "**FT(S) collapsed**" in report and f"(step {healthy['step']})" in report
+
+
+def test_a_system_that_could_not_be_asked_is_tried_with_other_settings(config, tmp_path):
+    config.systems = ("memoryllm",)
+    config.train.epochs = 1
+    results = run_job(config, tmp_path / "run")
+    assert "set baselines.memoryllm.model" in results["measured"]["memoryllm"]["unavailable"]
+    assert run_job(config, tmp_path / "run") == results  # complete
+    config.baselines.memoryllm.model = str(tmp_path / "nowhere")
+    with pytest.raises((ValueError, OSError), match="nowhere"):
+        run_job(config, tmp_path / "run")
+
+
+def test_another_teacher_teaches_the_baselines_too(config, model_dir, tmp_path):
+    config.systems = ("released", "cartridge", "full_mlp")
+    config.train.epochs, config.baselines.cartridge.tokens = 1, 8
+    config.teacher.model = str(model_dir)
+    run_job(config, tmp_path / "run")
+    own = files.read_json(tmp_path / "run" / "injection.json")["teacher"]
+    for name, file in (("released", "injection"), ("full_mlp", "injection"), ("cartridge", "cartridge")):
+        assert files.read_json(tmp_path / "run" / "systems" / name / f"{file}.json")["teacher"] == own, name
 
 
 def test_the_released_recipe_is_an_injection_with_its_own_settings(config, tmp_path):

@@ -127,7 +127,7 @@ def test_a_job_goes_on_and_exports_all_of_it(model, config, first, tmp_path):
     shutil.rmtree(first)
     try:
         shutil.copytree(changed, first)
-        with pytest.raises(ValueError, match="other inputs:\n  the adapter that training goes on from has changed"):
+        with pytest.raises(ValueError, match="other inputs:\n  the adapter that training starts from has changed"):
             run_job(config, run)
         assert ask(run, ["Who founded Ava?"]), "a finished run needs it no more"
     finally:

@@ -117,6 +117,7 @@ def test_a_finished_run_is_asked_for_more_systems(config, tmp_path, folder):
     assert [each["name"] for each in results["systems"]] == ["base_q", "injected", "echo", "mute"]
     assert results["scores"] == before["scores"] | {"echo": results["scores"]["echo"]}
     assert results["measured"]["mute"]["unavailable"] == "it has no voice"
+    assert results["measured"]["injected"] == before["measured"]["injected"]  # seconds of its training too
     assert modified(tmp_path / "run" / "checkpoints") == times[0]
     answers = modified(tmp_path / "run" / "answers")
     assert {name: answers[name] for name in times[1]} == times[1]

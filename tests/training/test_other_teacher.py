@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import tiny
 from families import hf_config
-from job_inputs import DOCUMENTS, TEXTS, assert_same_adapter, batch_config, flat_adapter, newest_adapter
+from job_inputs import TEXTS, assert_same_adapter, batch_config, documents, flat_adapter, newest_adapter
 
 import selfparam_jax as sp
 from selfparam_jax.checkpoints.load import load_model
 from selfparam_jax.checkpoints.model import Model
-from selfparam_jax.data.documents import Document, QAPair
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.distributed.files import read_lines
 from selfparam_jax.distributed.mesh import MeshConfig, make_mesh
@@ -53,13 +52,6 @@ FAMILIES = {
     "more rows": ("Qwen2Config", {"vocab_size": 288}),
     "fewer rows": ("Qwen2Config", {"vocab_size": 270}),
 }
-
-
-def documents():
-    return [
-        Document(record["context"], record["title"], record["id"], (), tuple(QAPair(**p) for p in record["qa_pairs"]))
-        for record in DOCUMENTS
-    ]
 
 
 def small_tokenizer():
