@@ -53,7 +53,7 @@ def config(model_dir, tmp_path):
     config.passage_tokens = TOKENS
     config.targets.update(tails_per_context=0, unrelated_per_epoch=0)
     config.train.update(epochs=3)
-    config.eval.update(systems=("base_cq",), general="")
+    config.systems, config.eval.general = ("base_cq",), ""
     config.export_dtype = ""
     return config
 
@@ -131,7 +131,7 @@ def test_the_passages_of_a_document_are_injected_together(config, tmp_path, monk
         injected[directory.name] = [each.id for each in documents]
         answers = [{"context": d.id, "question": q.question, "f1": 1.0} for d in documents for q in d.questions]
         numbers = dict.fromkeys(("teacher_s", "train_s", "evaluate_s", "sentence_tokens", "steps", "fill"), 1)
-        return {"answers": answers, "drift": {}, **numbers}
+        return {"answers": answers, "drift": {}, "measured": {}, **numbers}
 
     config.job = "single"
     monkeypatch.setattr(single, "inject_single", inject_single)
