@@ -14,6 +14,7 @@ ARGUMENTS = {
     "single": ["", "quick"],
     "sequential": ["", "published", "quick"],
     "recommend": ["", "slice", "paper", "quick"],
+    "compare": ["", "all", "single", "sequential", "quick"],
     "paper": ["batch", "single", "sequential"],
     "models.llama3_8b": ["", "batch", "single", "sequential"],
     "models.mistral_7b": ["", "batch", "single", "sequential"],

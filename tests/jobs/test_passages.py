@@ -12,6 +12,7 @@ from selfparam_jax.commands import inject as inject_command
 from selfparam_jax.commands import run as run_command
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.distributed import files
+from selfparam_jax.evaluation.systems import BaseSystem
 from selfparam_jax.jobs import api, batch, dry_run, inputs, single
 from selfparam_jax.jobs import ask as asking
 from selfparam_jax.jobs.passages import with_passages
@@ -58,11 +59,8 @@ def config(model_dir, tmp_path):
     return config
 
 
-class Answering:
+class Answering(BaseSystem):
     """A system that is right about a document or passage as often as its id says."""
-
-    def __init__(self, setup):
-        pass
 
     def prepare(self, documents):
         self.prepared = [each.id for each in documents]

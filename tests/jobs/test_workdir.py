@@ -146,6 +146,8 @@ def test_a_work_directory_of_another_configuration_or_base_is_refused(config, tm
     assert run_job(config, workdir), "and so may the mesh"
     sections = ("endpoint", "mesh")
     free = {f"{section}.{name}" for section in sections for name in config[section]}
+    # Each system is bound to its own settings, see test_compare_systems.py.
+    free |= {"systems", *(f"baselines.{name}" for name in files.flatten(config.baselines.to_dict()))}
     assert set(inputs.FREE) <= free | {"compilation_cache", "report_to", "eval.sample_every", "eval.sample_questions"}
     config.endpoint.model = "another"
     with pytest.raises(ValueError, match=r"endpoint\.model: '' there, 'another' now"):
