@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from selfparam_jax.checkpoints.model import Model
-from selfparam_jax.data.documents import Document, digest_documents, digest_texts
+from selfparam_jax.data.documents import Document
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.distributed import files
 from selfparam_jax.distributed.mesh import fetch, put_same
@@ -29,7 +29,15 @@ from selfparam_jax.models.decoder import Decoder
 from selfparam_jax.models.lora import init_lora, parameter_count
 from selfparam_jax.models.rope import rotary_angles, rotate
 from selfparam_jax.targets.sentences import Sentence
-from selfparam_jax.training.inject import Hooks, Injection, Student, bind_directory, read_teacher, train_adapter
+from selfparam_jax.training.inject import (
+    Hooks,
+    Injection,
+    Student,
+    bind_directory,
+    injection_record,
+    read_teacher,
+    train_adapter,
+)
 from selfparam_jax.training.other_teacher import OtherTeacher
 from selfparam_jax.training.recipe import Recipe
 from selfparam_jax.training.teacher import Teacher
@@ -86,16 +94,8 @@ def train_cartridge(
     recipe = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, weight_decay=0.0))
     prompt = Prompt(recipe.prompt, model.tokenizer, model.end_ids)
     if directory is not None:
-        record = {
-            "base": model.fingerprint,
-            "int8": model.int8,
-            "documents": digest_documents(documents),
-            "unrelated": digest_texts(unrelated),
-            "recipe": recipe.record(),
-            "cartridge": {"tokens": tokens, "start": start},
-        }
-        if teacher is not None:
-            record["teacher"] = teacher.record()
+        record = injection_record(model, documents, recipe, unrelated, teacher)
+        record["cartridge"] = {"tokens": tokens, "start": start}
         bind_directory(directory / "cartridge.json", record, "cartridge")
 
     def read() -> tuple[list[Sentence], np.ndarray, Teacher]:

@@ -188,19 +188,11 @@ def inject(
       trainer.NotFiniteError: the loss is not finite.
     """
     if directory is not None:
-        record = {
-            "base": model.fingerprint,
-            "int8": model.int8,
-            "documents": digest_documents(documents),
-            "unrelated": digest_texts(unrelated),
-            "recipe": recipe.record(),
-        }
+        record = injection_record(model, documents, recipe, unrelated, teacher)
         if continual.start is not None:
             record["adapter"] = continual.start.record()
         if recipe.targets.dated:
             record["earlier"] = digest_documents(continual.documents)
-        if teacher is not None:
-            record["teacher"] = teacher.record()
         if student is not None:
             record["student"] = student.name
         bind_directory(directory / "injection.json", record, "injection")
@@ -213,6 +205,31 @@ def inject(
         return found
 
     return train_adapter(model, recipe, read, directory, continual, hooks, teacher=teacher, student=student)
+
+
+def injection_record(
+    model: Model,
+    documents: Sequence[Document],
+    recipe: Recipe,
+    unrelated: Sequence[str],
+    teacher: OtherTeacher | None = None,
+) -> dict:
+    """What the work in a directory belongs to (`bind_directory`).
+
+    Args:
+      model, documents, recipe, unrelated, teacher: of an injection.
+
+    Returns:
+      their digests and settings, as JSON values.
+    """
+    record = {
+        "base": model.fingerprint,
+        "int8": model.int8,
+        "documents": digest_documents(documents),
+        "unrelated": digest_texts(unrelated),
+        "recipe": recipe.record(),
+    }
+    return record if teacher is None else record | {"teacher": teacher.record()}
 
 
 def train_adapter(

@@ -6,12 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from job_inputs import DOCUMENTS
+from job_inputs import documents
 from safetensors.numpy import save_file
 
 from selfparam_jax.baselines.memoryllm import SYSTEM, MemoryLLMOptions
 from selfparam_jax.checkpoints.memoryllm import load_memoryllm
-from selfparam_jax.data.documents import Document, Question
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.evaluation.systems import Setup
 from selfparam_jax.inference.memory_pool import write
@@ -56,18 +55,6 @@ def published(directory, adapters=True, change=lambda tensors: None, **fields):
     change(tensors)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return tensors
-
-
-def documents(count=2):
-    return [
-        Document(
-            record["context"],
-            record["title"],
-            record["id"],
-            tuple(Question(each["question"], tuple(each["answers"])) for each in record["questions"]),
-        )
-        for record in DOCUMENTS[:count]
-    ]
 
 
 def make(tiny_model, directory, seed=0):
@@ -140,7 +127,7 @@ def test_no_weights_no_score(tiny_model):
 
 
 def test_the_system(tmp_path, tiny_model):
-    tensors, docs = published(tmp_path), documents()
+    tensors, docs = published(tmp_path), documents(2)
     system = make(tiny_model, tmp_path)
     untouched = system.answer(docs)
     system.prepare(docs)
