@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.data.documents import Document
 from selfparam_jax.distributed import files
 from selfparam_jax.distributed.mesh import fetch, put_same
+from selfparam_jax.distributed.ranges import Range, check_ranges
 from selfparam_jax.evaluation.drift import General
 from selfparam_jax.evaluation.health import is_ruined
 from selfparam_jax.evaluation.systems import BaseSystem, answer_adapted, drift_adapted
@@ -21,6 +22,8 @@ from selfparam_jax.targets.sentences import Sentence
 from selfparam_jax.training.finetune import fine_tune
 from selfparam_jax.training.inject import Hooks, Injection
 from selfparam_jax.training.recipe import Recipe
+
+RATE = Range(1e-12, 1e3, also={0: "the recipe's"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +38,11 @@ class TrainedOptions:
       ValueError: a value outside its range.
     """
 
-    learning_rate: float = 0.0
-    check_every: int = 25
+    learning_rate: Annotated[float, RATE] = 0.0
+    check_every: Annotated[int, Range(1, 10**9)] = 25
 
     def __post_init__(self):
-        if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
-            raise ValueError(f"learning_rate = {self.learning_rate}, expected 0 (the recipe's) or more")
-        if self.check_every < 1:
-            raise ValueError(f"check_every = {self.check_every}, expected at least 1")
+        check_ranges(self)
 
 
 class Trained(BaseSystem):

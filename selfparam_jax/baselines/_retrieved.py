@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 from absl import logging
 
 from selfparam_jax.data.documents import Document, Question
 from selfparam_jax.data.passages import LEAST_TOKENS, is_group, source_id, split_documents, token_counter
+from selfparam_jax.distributed.ranges import Range, check_ranges
 from selfparam_jax.evaluation.questions import SHORT_TOKENS, answer_with_texts
 from selfparam_jax.evaluation.systems import BaseSystem
 
@@ -25,14 +27,11 @@ class RetrievalOptions:
       ValueError: a value outside its range.
     """
 
-    passages: int = 3
-    passage_tokens: int = 100
+    passages: Annotated[int, Range(1, 10**4)] = 3
+    passage_tokens: Annotated[int, Range(LEAST_TOKENS, 2**20)] = 100
 
     def __post_init__(self):
-        if self.passages < 1:
-            raise ValueError(f"passages = {self.passages}, expected at least 1")
-        if self.passage_tokens < LEAST_TOKENS:
-            raise ValueError(f"passage_tokens = {self.passage_tokens}, expected at least {LEAST_TOKENS}")
+        check_ranges(self)
 
 
 class Retrieved(BaseSystem):

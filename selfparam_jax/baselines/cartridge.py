@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import numpy as np
 
-from selfparam_jax.baselines._finetuned import Trained, TrainedOptions
+from selfparam_jax.baselines._finetuned import RATE, Trained, TrainedOptions
 from selfparam_jax.data.documents import Document
+from selfparam_jax.distributed.ranges import Range
 from selfparam_jax.evaluation.drift import General, drift_of, read_states
 from selfparam_jax.evaluation.questions import answer_after
 from selfparam_jax.evaluation.systems import BaseSystem, Setup, SystemEntry
@@ -16,6 +18,8 @@ from selfparam_jax.models.decoder import output_head
 from selfparam_jax.models.masks import PADDING
 from selfparam_jax.training.cartridge import LEAST_TOKENS, STARTS, tokens_of_storage, train_cartridge
 from selfparam_jax.training.inject import Hooks, Injection
+
+DIVIDE = Range(1, 10**6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +37,13 @@ class CartridgeOptions(TrainedOptions):
       ValueError: a value outside its range.
     """
 
-    learning_rate: float = 0.02
-    tokens: int = 0
-    divide: int = 1
+    learning_rate: Annotated[float, RATE] = 0.02
+    tokens: Annotated[int, Range(LEAST_TOKENS, 2**20, also={0: "the adapter's storage"})] = 0
+    divide: Annotated[int, DIVIDE] = 1
     start: str = "document"
 
     def __post_init__(self):
         super().__post_init__()
-        if self.tokens != 0 and self.tokens < LEAST_TOKENS:
-            raise ValueError(f"tokens = {self.tokens}, expected 0 (the adapter's storage) or at least {LEAST_TOKENS}")
-        if self.divide < 1:
-            raise ValueError(f"divide = {self.divide}, expected at least 1")
         if self.start not in STARTS:
             raise ValueError(f"start = {self.start!r}, expected one of {', '.join(STARTS)}")
 

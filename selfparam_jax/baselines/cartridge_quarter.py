@@ -1,8 +1,9 @@
 """Cartridge with a quarter of the adapter's storage."""
 
 import dataclasses
+from typing import Annotated
 
-from selfparam_jax.baselines.cartridge import Cartridge, CartridgeOptions
+from selfparam_jax.baselines.cartridge import DIVIDE, Cartridge, CartridgeOptions
 from selfparam_jax.evaluation.systems import SystemEntry
 
 
@@ -10,7 +11,7 @@ from selfparam_jax.evaluation.systems import SystemEntry
 class QuarterOptions(CartridgeOptions):
     """As `CartridgeOptions`, with a quarter of the adapter's storage."""
 
-    divide: int = 4
+    divide: Annotated[int, DIVIDE] = 4
 
 
 SYSTEM = SystemEntry(

@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Annotated
 
-from selfparam_jax.baselines._finetuned import Trained, TrainedOptions
+from selfparam_jax.baselines._finetuned import RATE, Trained, TrainedOptions
 from selfparam_jax.data.documents import Document
 from selfparam_jax.evaluation.drift import General, measure_drift
 from selfparam_jax.evaluation.questions import answer_questions
@@ -24,7 +25,7 @@ class FullOptions(TrainedOptions):
       ValueError: a value outside its range.
     """
 
-    learning_rate: float = 1e-4
+    learning_rate: Annotated[float, RATE] = 1e-4
 
 
 class FullMlp(Trained):

@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 
 from selfparam_jax.checkpoints.memoryllm import MemoryCheckpoint, load_memoryllm
 from selfparam_jax.data.documents import Document
 from selfparam_jax.data.prompts import Prompt
+from selfparam_jax.distributed.ranges import SEED, check_ranges
 from selfparam_jax.evaluation.questions import answer_after
 from selfparam_jax.evaluation.systems import BaseSystem, Setup, SystemEntry
 from selfparam_jax.inference.memory_pool import read_memory, write
@@ -20,11 +22,17 @@ class MemoryLLMOptions:
 
     Attributes:
       model: a directory or hub id in the layout of YuWangX/memoryllm-8b; "" for none.
-      seed: of the memory vectors that are dropped.
+      seed: of the memory vectors that are dropped, 0 to 2**32 - 1.
+
+    Raises:
+      ValueError: a value outside its range.
     """
 
     model: str = ""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
+
+    def __post_init__(self):
+        check_ranges(self)
 
 
 # Job "single" makes a new system for every document.

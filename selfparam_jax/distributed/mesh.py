@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,10 @@ from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from selfparam_jax.distributed.ranges import Range, check_ranges
+
 AXES = ("data", "fsdp", "tensor")
+AXIS_SIZE = Range(1, 2**20, also={-1: "whatever is left"})
 
 # Names of the axes of parameters and activations, and the axes of the mesh they are split over. An axis that is not
 # here ("layers", positions, an activation's hidden axis, an adapter's rank) is whole on every device.
@@ -46,20 +50,16 @@ class MeshConfig:
         a message; 0 waits without a limit.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
-    stall_limit_s: float = 1800.0
+    data: Annotated[int, AXIS_SIZE] = -1
+    fsdp: Annotated[int, AXIS_SIZE] = 1
+    tensor: Annotated[int, AXIS_SIZE] = 1
+    stall_limit_s: Annotated[float, Range(1, 1e7, also={0: "wait without a limit"})] = 1800.0
 
     def __post_init__(self):
+        check_ranges(self, "mesh")
         given = self._axes()
-        wrong = {name: size for name, size in given.items() if size < 1 and size != -1}
-        if wrong or list(given.values()).count(-1) > 1:
-            raise ValueError(f"mesh = {given}, expected sizes of 1 or more and at most one -1 (whatever is left)")
-        if not 0 <= self.stall_limit_s < math.inf:
-            raise ValueError(
-                f"mesh.stall_limit_s = {self.stall_limit_s}, expected seconds, or 0 to wait without a limit"
-            )
+        if list(given.values()).count(-1) > 1:
+            raise ValueError(f"mesh = {given}, expected at most one -1 (whatever is left)")
 
     def _axes(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in AXES}

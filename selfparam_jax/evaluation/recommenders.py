@@ -5,11 +5,12 @@ The registry is `baselines.registry.RECOMMENDERS`.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Annotated, Protocol
 
 from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.data.documents import Document
 from selfparam_jax.data.prompts import Prompt
+from selfparam_jax.distributed.ranges import Range, check_ranges
 from selfparam_jax.evaluation.systems import SystemEntry
 from selfparam_jax.inference.decoding import generate
 from selfparam_jax.targets.sentences import Sentence
@@ -42,16 +43,14 @@ class RecommendConfig:
     records: str = "examples"
     entities: str = "examples"
     item_ids: str = "examples"
-    turns: int = 0
+    turns: Annotated[int, Range(1, 10**9, also={0: "all"})] = 0
     systems: tuple[str, ...] = ("base", "popularity")
     prompt: str = ASK
-    new_tokens: int = 512
-    retrieved: int = 3
+    new_tokens: Annotated[int, Range(1, 2**20)] = 512
+    retrieved: Annotated[int, Range(1, 10**4)] = 3
 
     def __post_init__(self):
-        for name, least in (("turns", 0), ("new_tokens", 1), ("retrieved", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"recommend.{name} = {getattr(self, name)}, expected at least {least}")
+        check_ranges(self, "recommend")
         if "{dialogue}" not in self.prompt:
             raise ValueError("recommend.prompt has no {dialogue}, expected it where the dialogue is to stand")
 

@@ -9,6 +9,7 @@ never more than `local_tokens`, so the model meets no distance that it was not t
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Annotated
 
 import flax
 import jax
@@ -17,6 +18,7 @@ import numpy as np
 
 from selfparam_jax.distributed.backend import copies_slices
 from selfparam_jax.distributed.mesh import fetch
+from selfparam_jax.distributed.ranges import Range, check_ranges
 from selfparam_jax.inference.decoding import highest, layers_apart
 from selfparam_jax.models.architecture import LAYER_NORMS, ModelConfig
 from selfparam_jax.models.attention import MASKED
@@ -42,25 +44,23 @@ class BlockOptions:
       ValueError: a value outside its range.
     """
 
-    initial_tokens: int = 128
-    local_tokens: int = 4096
-    block_tokens: int = 128
-    representatives: int = 4
-    chunk_tokens: int = 512
-    blocks: int = 16
+    initial_tokens: Annotated[int, Range(0, 2**20)] = 128
+    local_tokens: Annotated[int, Range(1, 2**20)] = 4096
+    block_tokens: Annotated[int, Range(1, 2**16)] = 128
+    representatives: Annotated[int, Range(1, 2**16)] = 4
+    chunk_tokens: Annotated[int, Range(1, 2**20)] = 512
+    blocks: Annotated[int, Range(1, 2**16)] = 16
 
     def __post_init__(self):
-        for field, least in (("initial_tokens", 0), ("block_tokens", 1), ("chunk_tokens", 1), ("blocks", 1)):
-            if getattr(self, field) < least:
-                raise ValueError(f"{field} = {getattr(self, field)}, expected at least {least}")
+        check_ranges(self)
         if self.local_tokens < self.chunk_tokens:
             raise ValueError(
                 f"local_tokens = {self.local_tokens}, expected at least chunk_tokens = {self.chunk_tokens}: the "
                 "tokens of a chunk see each other"
             )
-        if not 1 <= self.representatives <= self.block_tokens:
+        if self.representatives > self.block_tokens:
             raise ValueError(
-                f"representatives = {self.representatives}, expected 1 to block_tokens = {self.block_tokens}"
+                f"representatives = {self.representatives}, expected at most block_tokens = {self.block_tokens}"
             )
 
     @property

@@ -8,6 +8,7 @@ slices of stacked arrays (`backend.copies_slices`), a step takes each layer's we
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from selfparam_jax.distributed.backend import copies_slices, unstacked
+from selfparam_jax.distributed.ranges import Range, check_ranges
 from selfparam_jax.distributed.watchdog import progressed
 from selfparam_jax.inference.prefix import Prefix, read_prefix, round_up
 from selfparam_jax.models.decoder import Decoder, KeyValues, apply_head, constrain, output_head, written
@@ -50,14 +52,11 @@ class Sampling:
       top_p: tokens are drawn from the most likely ones that together have this probability; 1 keeps all.
     """
 
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: Annotated[float, Range(1e-6, 100)] = 1.0
+    top_p: Annotated[float, Range(0, 1, open_least=True)] = 1.0
 
     def __post_init__(self):
-        if not self.temperature > 0:
-            raise ValueError(f"temperature = {self.temperature}, expected more than 0; leave sampling out for greedy")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p = {self.top_p}, expected more than 0 and at most 1")
+        check_ranges(self)
 
 
 def most_likely(logits: jax.Array, top_p: jax.Array | float) -> jax.Array:

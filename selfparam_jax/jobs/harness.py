@@ -7,17 +7,19 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from selfparam_jax.checkpoints.load import load_model
 from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.distributed import files
+from selfparam_jax.distributed.ranges import Range, ranges_of
 from selfparam_jax.jobs.bars import announced, open_bar
 from selfparam_jax.jobs.candidates import find_run, is_adapter, run_candidate, saved_candidate
 from selfparam_jax.jobs.evaluation import INJECTED
 from selfparam_jax.jobs.inputs import start_backend
 
 BASE = "base"
+FEWSHOT = Range(0, 1000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,21 +42,22 @@ class HarnessConfig:
 
     tasks: tuple[str, ...]
     include_path: str = ""
-    limit: int = 0
+    limit: Annotated[int, Range(1, 10**9, also={0: "all"})] = 0
     num_fewshot: int | None = None
     chat: bool = False
-    batch_size: int = 16
+    batch_size: Annotated[int, Range(1, 2**16)] = 16
     dtype: str = "float32"
-    bootstrap: int = 1000
+    bootstrap: Annotated[int, Range(1, 10**7)] = 1000
 
     def __post_init__(self):
         if not self.tasks:
             raise ValueError("--tasks is missing, expected names of tasks, separated by commas")
         if self.include_path and not os.path.isdir(self.include_path):
             raise ValueError(f"--include_path={self.include_path}: no such folder, expected one with task files")
-        for name, least in (("limit", 0), ("batch_size", 1), ("num_fewshot", 0)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ValueError(f"--{name}={value}, expected at least {least}")
+        for name, (kind, within) in ranges_of(HarnessConfig).items():
+            within.check(f"--{name}", getattr(self, name), kind)
+        if self.num_fewshot is not None:
+            FEWSHOT.check("--num_fewshot", self.num_fewshot, int)
 
 
 def evaluate_tasks(source: str, config: HarnessConfig, base: str = "") -> dict:

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import math
 import typing
+from typing import Annotated
 
 from ml_collections import ConfigDict
 
@@ -15,6 +16,7 @@ from selfparam_jax.checkpoints.default_model import DEFAULT_MODEL
 from selfparam_jax.checkpoints.tokenizers import read_date
 from selfparam_jax.distributed.files import flatten
 from selfparam_jax.distributed.mesh import MeshConfig
+from selfparam_jax.distributed.ranges import SEED, Range, check_ranges, shown
 from selfparam_jax.evaluation.reach import LEVELS
 from selfparam_jax.evaluation.recommenders import RecommendConfig
 from selfparam_jax.models.attention import ATTENTION, BLOCKS
@@ -23,7 +25,7 @@ from selfparam_jax.sequential.config import SequentialConfig
 from selfparam_jax.targets.config import EndpointConfig, GeneratorConfig, TargetConfig
 from selfparam_jax.training.optimizer import TrainConfig
 from selfparam_jax.training.other_teacher import TeacherConfig
-from selfparam_jax.training.recipe import PASSAGE_TOKENS, RELATED_SHARE, Recipe
+from selfparam_jax.training.recipe import PASSAGE_RANGE, PASSAGE_TOKENS, RELATED_RANGE, RELATED_SHARE, Recipe
 
 TRACKERS = ("tensorboard", "wandb")
 JOBS = ("batch", "single", "sequential", "recommend")
@@ -70,18 +72,16 @@ class EvalConfig:
     """
 
     general: str = "examples"
-    batch_size: int = 16
-    sample_every: int = 0
-    sample_questions: int = 4
+    batch_size: Annotated[int, Range(1, 2**16)] = 16
+    sample_every: Annotated[int, Range(1, 10**9, also={0: "none"})] = 0
+    sample_questions: Annotated[int, Range(1, 10**6)] = 4
     reach: str = "forms"
     reach_file: str = "examples"
 
     def __post_init__(self):
         if self.reach not in LEVELS:
             raise ValueError(f"eval.reach = {self.reach!r}, expected one of {', '.join(map(repr, LEVELS))}")
-        for name, least in (("batch_size", 1), ("sample_every", 0), ("sample_questions", 1)):
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"eval.{name} = {value}, expected at least {least}")
+        check_ranges(self, "eval")
 
 
 # A section for each system that has settings of its own: a new system brings them along.
@@ -163,7 +163,7 @@ class Settings:
     """
 
     job: str = "batch"
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     model: str = DEFAULT_MODEL
     adapter: str = ""
     date: str = ""
@@ -175,9 +175,9 @@ class Settings:
     prompt: str = "few_shot"
     contexts: str = "examples"
     context_ids: tuple[str, ...] = ()
-    limit: int = 0
-    passage_tokens: int = PASSAGE_TOKENS
-    related_share: float = RELATED_SHARE
+    limit: Annotated[int, Range(1, 10**9, also={0: "all documents"})] = 0
+    passage_tokens: Annotated[int, PASSAGE_RANGE] = PASSAGE_TOKENS
+    related_share: Annotated[float, RELATED_RANGE] = RELATED_SHARE
     unrelated: str = "examples"
     export_dtype: str = "bfloat16"
     report_to: str = "none"
@@ -195,6 +195,7 @@ class Settings:
     baselines: BaselineOptions = BaselineOptions()
 
     def __post_init__(self):
+        check_ranges(self)
         for name, allowed in (
             ("job", JOBS),
             ("dtype", DTYPES),
@@ -209,8 +210,6 @@ class Settings:
         read_date(self.date)
         for name in self.systems:
             system_name(name)
-        if self.limit < 0:
-            raise ValueError(f"limit = {self.limit}, expected 0 (all documents) or more")
         if self.int8 and self.job == "sequential":
             raise ValueError(
                 "base_weights = 'int8' with job 'sequential', expected 'float': every injection is merged into the "
@@ -313,6 +312,10 @@ def read_settings(config: ConfigDict | dict) -> Settings:
 
 def _from_dict(section: type, given: dict, prefix: str):
     """An instance of a settings class from a dict; what is not given has its default."""
+    if not isinstance(given, dict):
+        raise ValueError(
+            f"{prefix[:-1]} = {shown(given)}, expected its settings, such as {fields_of(section)[0].name}"
+        )
     types, values = typing.get_type_hints(section), {}
     for field in fields_of(section):
         if field.name not in given:
@@ -341,9 +344,9 @@ def _typed(name: str, kind: type, value: object) -> object:
         # A command line's a,b arrives as one string.
         return tuple(part.strip() for each in value for part in each.split(","))
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 10**300 else value  # more is no float; out of every range
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{name} = {value!r}, expected {'an' if kind is int else 'a'} {kind.__name__}")
+        raise ValueError(f"{name} = {shown(value)}, expected {'an' if kind is int else 'a'} {kind.__name__}")
     return value
 
 
@@ -365,13 +368,13 @@ def check_text(name: str, text: str) -> None:
     elif isinstance(default, int | float):
         expected = "an int" if isinstance(default, int) else "a float"
         try:
-            fits = math.isfinite(int(text, 0) if isinstance(default, int) else float(text))
+            fits = isinstance(int(text, 0), int) if isinstance(default, int) else math.isfinite(float(text))
         except ValueError:
             fits = False
     else:
         return
     if not fits:
-        raise ValueError(f"{name} = {text!r}, expected {expected}; the default is {default}")
+        raise ValueError(f"{name} = {shown(text)}, expected {expected}; the default is {default}")
 
 
 def check_names(names: typing.Iterable[str]) -> None:

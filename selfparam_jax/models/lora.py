@@ -7,14 +7,15 @@ scale * a @ b`, and any of them can be left out of it again.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from selfparam_jax.distributed.ranges import FACTOR, Range, check_ranges
 from selfparam_jax.models.architecture import PROJECTIONS
 
 # Projections an adapter may change, and the block each belongs to.
@@ -27,23 +28,18 @@ class LoraConfig:
 
     Attributes:
       rank: columns of each low-rank factor; at least 1.
-      alpha: the adapter's product is multiplied by alpha / rank.
+      alpha: the adapter's product is multiplied by alpha / rank; above 0.
       dropout: probability of zeroing an input of the adapter while training, 0 <= dropout < 1.
       target_modules: names of the adapted projections, of `MODULES`.
     """
 
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
+    rank: Annotated[int, Range(1, 16384)] = 8
+    alpha: Annotated[float, FACTOR] = 16.0
+    dropout: Annotated[float, Range(0, 1, open_most=True)] = 0.0
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise ValueError(f"lora.rank = {self.rank}, expected at least 1")
-        if not math.isfinite(self.alpha):
-            raise ValueError(f"lora.alpha = {self.alpha}, expected a finite number")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"lora.dropout = {self.dropout}, expected 0 <= dropout < 1")
+        check_ranges(self, "lora")
         unknown = set(self.target_modules) - set(MODULES)
         if unknown or not self.target_modules:
             raise ValueError(f"lora.target_modules = {self.target_modules}, expected some of {tuple(MODULES)}")
@@ -81,7 +77,7 @@ def extend_lora(key: jax.Array, params: dict, config: LoraConfig, lora: dict, sc
     Args:
       key: of what is drawn.
       params: the base model's tree, or its shapes; only shapes are read.
-      config: shape and scale of the new adapter; its alpha is not 0.
+      config: shape and scale of the new adapter.
       lora: the other adapter; ranks may differ.
       scale: of the other adapter.
 
@@ -89,12 +85,8 @@ def extend_lora(key: jax.Array, params: dict, config: LoraConfig, lora: dict, sc
       float32 NumPy arrays, to be used with `config.scale`.
 
     Raises:
-      ValueError: the other adapter is for other kernels, or `config.alpha` is 0.
+      ValueError: the other adapter is for other kernels.
     """
-    if not config.alpha:
-        raise ValueError(
-            "lora.alpha = 0 with an adapter to start from, expected another number: its product would be 0"
-        )
     given = {projection: parts[0] for projection, parts in _by_projection([(lora, scale)]).items()}
     for (module, name), part in given.items():
         kernel = params["layers"][module][name]["kernel"]

@@ -1,9 +1,12 @@
 """Settings of job `sequential`."""
 
 import dataclasses
-import math
+from typing import Annotated
+
+from selfparam_jax.distributed.ranges import WEIGHT, Range, check_ranges
 
 TEACHERS = ("current", "original")
+MOST = 10**6  # documents, or pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,23 +30,18 @@ class SequentialConfig:
       ValueError: a value outside its range, or only one of `replay_pairs` and `replay_per_epoch` is set.
     """
 
-    length: int = 20
-    sequences: int = 1
+    length: Annotated[int, Range(1, MOST, also={0: "all documents"})] = 20
+    sequences: Annotated[int, Range(1, MOST)] = 1
     teacher: str = "current"
-    replay_pairs: int = 0
-    replay_per_epoch: int = 0
-    replay_weight: float = 1.0
-    self_generated_per_epoch: int = 0
+    replay_pairs: Annotated[int, Range(0, MOST)] = 0
+    replay_per_epoch: Annotated[int, Range(0, MOST)] = 0
+    replay_weight: Annotated[float, WEIGHT] = 1.0
+    self_generated_per_epoch: Annotated[int, Range(0, MOST)] = 0
     orthogonal: bool = False
     fresh_texts: bool = False
 
     def __post_init__(self):
-        for name, least in (("length", 0), ("sequences", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"sequential.{name} = {getattr(self, name)}, expected at least {least}")
-        for name in ("replay_pairs", "replay_per_epoch", "replay_weight", "self_generated_per_epoch"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"sequential.{name} = {getattr(self, name)}, expected at least 0")
+        check_ranges(self, "sequential")
         if self.teacher not in TEACHERS:
             raise ValueError(f"sequential.teacher = {self.teacher!r}, expected 'current' or 'original'")
         if bool(self.replay_pairs) != bool(self.replay_per_epoch):

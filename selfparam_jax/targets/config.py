@@ -7,9 +7,12 @@ import dataclasses
 import math
 import types
 import urllib.parse
+from typing import Annotated
 
 from selfparam_jax.data.extras import import_extra
+from selfparam_jax.distributed.ranges import LIKELIHOOD, SEED, SHARE, WEIGHT, Range, check_ranges
 
+MOST = 10**6  # pairs or texts
 TAIL_CUTS = ("random", "sentence")
 ANSWER_SHAPES = ("short", "sentence")
 SHAPES = ("any", *ANSWER_SHAPES)
@@ -79,32 +82,31 @@ class TargetConfig:
     """
 
     generator: str = "auto"
-    qa_per_context: int = 0
+    qa_per_context: Annotated[int, Range(1, MOST, also={0: "all"})] = 0
     long_pairs: str = "refuse"
-    qa_weight: float = 1.0
+    qa_weight: Annotated[float, WEIGHT] = 1.0
     formats: str = "reading"
     dated: bool = False
-    two_step_pairs: int = 0
+    two_step_pairs: Annotated[int, Range(0, MOST)] = 0
     answer_shape: str = "any"
     agreement: str = "none"
-    least_agreement: float = 1.0
-    least_confidence: float = 0.0
+    least_agreement: Annotated[float, SHARE] = 1.0
+    least_confidence: Annotated[float, LIKELIHOOD] = 0.0
     loss_tokens: str = "answer"
-    answer_supervision: float = 0.5
-    tails_per_context: int = 0
-    tail_weight: float = 1.0
+    answer_supervision: Annotated[float, WEIGHT] = 0.5
+    tails_per_context: Annotated[int, Range(0, MOST)] = 0
+    tail_weight: Annotated[float, WEIGHT] = 1.0
     tail_cut: str = "random"
-    unrelated_per_epoch: int = 12
-    unrelated_weight: float = 1.0
-    unrelated_tokens: int = 48
+    unrelated_per_epoch: Annotated[int, Range(0, MOST)] = 12
+    unrelated_weight: Annotated[float, WEIGHT] = 1.0
+    unrelated_tokens: Annotated[int, Range(1, 2**20)] = 48
     unrelated_context: bool = False
-    contrast_per_epoch: int = 0
-    chat_per_epoch: int = 0
+    contrast_per_epoch: Annotated[int, Range(0, MOST)] = 0
+    chat_per_epoch: Annotated[int, Range(0, MOST)] = 0
 
     def __post_init__(self):
+        check_ranges(self, "targets")
         _ = self.format_shares
-        for name in ("contrast_per_epoch", "chat_per_epoch", "two_step_pairs"):
-            _check_count(f"targets.{name}", getattr(self, name), 0)
         for name, allowed in (
             ("generator", GENERATORS),
             ("long_pairs", LONG_PAIRS),
@@ -113,13 +115,6 @@ class TargetConfig:
             ("agreement", AGREEMENTS),
         ):
             _check_choice(f"targets.{name}", getattr(self, name), allowed)
-        for name in ("qa_per_context", "tails_per_context", "unrelated_per_epoch"):
-            _check_count(f"targets.{name}", getattr(self, name), 0)
-        _check_count("targets.unrelated_tokens", self.unrelated_tokens, 1)
-        for name in ("qa_weight", "tail_weight", "unrelated_weight", "answer_supervision"):
-            _check_number(f"targets.{name}", getattr(self, name))
-        _check_share("targets.least_agreement", self.least_agreement)
-        _check_likelihood("targets.least_confidence", self.least_confidence)
         _ = self.token_weights
 
     @property
@@ -128,6 +123,12 @@ class TargetConfig:
         named = {"all": (1.0, 1.0), "answer": (0.0, 1.0)}
         on_question, on_answer = named.get(self.loss_tokens) or _two_weights(self.loss_tokens)
         return self.qa_weight * on_question, self.qa_weight * on_answer
+
+    @property
+    def learns(self) -> bool:
+        """Whether pairs or tails of the documents carry a loss; unrelated texts alone teach nothing of them."""
+        pairs = any(self.token_weights) or self.qa_weight * self.answer_supervision > 0
+        return pairs or self.tails_per_context * self.tail_weight > 0
 
     @property
     def format_shares(self) -> dict[str, float]:
@@ -187,37 +188,30 @@ class GeneratorConfig:
 
     file: str = ""
     form: str = "completion"
-    wordings: int = 3
-    pairs_per_context: int = 40
-    rounds: int = 3
-    replies: int = 32
-    pairs_per_reply: int = 6
-    reply_tokens: int = 64
-    temperature: float = 0.7
-    top_p: float = 0.95
+    wordings: Annotated[int, Range(1, 1000)] = 3
+    pairs_per_context: Annotated[int, Range(1, MOST)] = 40
+    rounds: Annotated[int, Range(1, 1000)] = 3
+    replies: Annotated[int, Range(1, 10**5)] = 32
+    pairs_per_reply: Annotated[int, Range(1, 1000)] = 6
+    reply_tokens: Annotated[int, Range(1, 2**20)] = 64
+    temperature: Annotated[float, Range(1e-6, 100)] = 0.7
+    top_p: Annotated[float, Range(0, 1, open_least=True)] = 0.95
     prompts: str = ""
     kinds: tuple[str, ...] = ()
     teacher_scores: bool = True
-    least_support: float = 0.6
-    least_likelihood: float = 0.0
-    least_gain: float = 0.0
-    duplicate_threshold: float = 90.0
+    least_support: Annotated[float, SHARE] = 0.6
+    least_likelihood: Annotated[float, LIKELIHOOD] = 0.0
+    least_gain: Annotated[float, LIKELIHOOD] = 0.0
+    duplicate_threshold: Annotated[float, Range(0, 100)] = 90.0
     generator: str = dataclasses.field(default="auto", metadata={"derived": True})
     answer_shape: str = dataclasses.field(default="any", metadata={"derived": True})
-    seed: int = dataclasses.field(default=0, metadata={"derived": True})
+    seed: Annotated[int, SEED] = dataclasses.field(default=0, metadata={"derived": True})
 
     def __post_init__(self):
         _check_choice("targets.generator", self.generator, GENERATORS)
         _check_choice("targets.answer_shape", self.answer_shape, SHAPES)
         _check_choice("generator.form", self.form, FORMS)
-        for name in ("wordings", "pairs_per_context", "rounds", "replies", "pairs_per_reply", "reply_tokens"):
-            _check_count(f"generator.{name}", getattr(self, name), 1)
-        _check_above("generator.temperature", self.temperature)
-        _check_above("generator.top_p", self.top_p, 1.0)
-        _check_share("generator.least_support", self.least_support)
-        for name in ("least_likelihood", "least_gain"):
-            _check_likelihood(f"generator.{name}", getattr(self, name))
-        _check_number("generator.duplicate_threshold", self.duplicate_threshold, 100)
+        check_ranges(self, "generator")
         _check_names("generator.kinds", self.kinds)
         if self.generator == "endpoint" and self.form != "chat":
             raise ValueError(
@@ -254,23 +248,19 @@ class EndpointConfig:
     base_url: str = "http://localhost:8000/v1"
     model: str = ""
     key_variable: str = "OPENAI_API_KEY"
-    concurrency: int = 8
-    retries: int = 6
-    timeout_s: float = 300.0
-    budget: float = 0.0
-    price_in: float = 0.0
-    price_out: float = 0.0
-    token_budget: int = 0
+    concurrency: Annotated[int, Range(1, 4096)] = 8
+    retries: Annotated[int, Range(0, 1000)] = 6
+    timeout_s: Annotated[float, Range(1e-3, 1e6)] = 300.0
+    budget: Annotated[float, Range(0, 1e9)] = 0.0
+    price_in: Annotated[float, WEIGHT] = 0.0
+    price_out: Annotated[float, WEIGHT] = 0.0
+    token_budget: Annotated[int, Range(0, 10**15)] = 0
     limit_name: str = "max_tokens"
     omit: tuple[str, ...] = ()
 
     def __post_init__(self):
         _check_url(self.base_url)
-        for name, least in (("concurrency", 1), ("retries", 0), ("token_budget", 0)):
-            _check_count(f"endpoint.{name}", getattr(self, name), least)
-        _check_above("endpoint.timeout_s", self.timeout_s)
-        for name in ("budget", "price_in", "price_out"):
-            _check_number(f"endpoint.{name}", getattr(self, name))
+        check_ranges(self, "endpoint")
         if self.budget and not (self.price_in or self.price_out):
             raise ValueError(
                 f"endpoint.budget = {self.budget:g}, but both prices are 0, so it would never be reached; "
@@ -301,41 +291,6 @@ def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} = {value!r}, expected one of {', '.join(allowed)}")
 
 
-def _check_count(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} = {value!r}, expected a whole number of at least {least}")
-
-
-def _is_number(value: object) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | float)
-
-
-def _check_number(name: str, value: object, most: float = math.inf) -> None:
-    """Finite, at least 0 and at most `most`; NaN is refused, as it compares with nothing."""
-    if not (_is_number(value) and 0 <= value <= most and value < math.inf):
-        limit = "" if most == math.inf else f" and at most {most:g}"
-        raise ValueError(f"{name} = {value!r}, expected a finite number of at least 0{limit}")
-
-
-def _check_above(name: str, value: object, most: float = math.inf) -> None:
-    """Finite, above 0 and at most `most`."""
-    if not (_is_number(value) and 0 < value <= most and value < math.inf):
-        limit = "" if most == math.inf else f" and at most {most:g}"
-        raise ValueError(f"{name} = {value!r}, expected a finite number above 0{limit}")
-
-
-def _check_share(name: str, value: object) -> None:
-    """0 to 1: everything may be asked for."""
-    if not (_is_number(value) and 0 <= value <= 1):
-        raise ValueError(f"{name} = {value!r}, expected a number from 0 to 1")
-
-
-def _check_likelihood(name: str, value: object) -> None:
-    """0 to below 1: no model gives an answer the probability 1, so nothing would be left."""
-    if not (_is_number(value) and 0 <= value < 1):
-        raise ValueError(f"{name} = {value!r}, expected a number from 0 to below 1")
-
-
 def _check_names(name: str, value: object) -> None:
     if isinstance(value, str):
         raise ValueError(f"{name} = {value!r}, expected a tuple of names; write ({value!r},)")
@@ -344,13 +299,13 @@ def _check_names(name: str, value: object) -> None:
 def _two_weights(text: str) -> tuple[float, float]:
     try:
         question, answer = (float(part) for part in text.split(","))
-        valid = 0 <= question < math.inf and 0 <= answer < math.inf
+        valid = WEIGHT.has(question, float) and WEIGHT.has(answer, float)
     except (AttributeError, ValueError):
         valid = False
     if not valid:
         raise ValueError(
-            f"targets.loss_tokens = {text!r}, expected 'all', 'answer' or two finite weights 'QUESTION,ANSWER' of at "
-            "least 0"
+            f"targets.loss_tokens = {text!r}, expected 'all', 'answer' or two weights 'QUESTION,ANSWER' from 0 to "
+            f"{WEIGHT.most:g}"
         )
     return question, answer
 

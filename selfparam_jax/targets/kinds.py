@@ -83,15 +83,22 @@ def make_targets(
     request = Request(documents, prompt, config, seed, epochs, seq_len, unrelated, earlier)
     sentences = []
     for kind, make in TARGET_KINDS.items():
-        if kind in ("chat", "unrelated") and not sentences:  # they only keep the model as it was
-            raise ValueError(_nothing_to_learn(config))
+        if kind == "contrast":  # it and what follows only keep the model as it was
+            _check_learns(sentences, config)
         sentences += make(request)
+    return sentences
+
+
+def _check_learns(sentences: Sequence[Sentence], config: TargetConfig) -> None:
+    """Raises ValueError if there are no sentences of the documents, or if none of their tokens carries loss."""
+    if not sentences:
+        raise ValueError(_nothing_to_learn(config))
     if not context_groups(sentences):
         raise ValueError(
-            f"no token of any target sentence carries loss: targets.loss_tokens = {config.loss_tokens!r}, "
-            f"targets.answer_supervision = {config.answer_supervision}; give one of them a weight above 0"
+            "no token of any target sentence of the documents carries loss: targets.loss_tokens = "
+            f"{config.loss_tokens!r}, targets.answer_supervision = {config.answer_supervision}, "
+            f"targets.tail_weight = {config.tail_weight}; give one of them a weight above 0"
         )
-    return sentences
 
 
 def _nothing_to_learn(config: TargetConfig) -> str:

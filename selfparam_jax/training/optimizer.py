@@ -6,16 +6,19 @@ of steps is therefore no constant of the compiled step, and all injections of on
 
 import dataclasses
 import functools
-import math
+from typing import Annotated
 
 import jax
 import numpy as np
 import optax
 
+from selfparam_jax.distributed.ranges import FACTOR, LARGEST, SEED, SHARE, Range, check_ranges
 from selfparam_jax.training.losses import DEFAULT_CHUNK
 
 SCHEDULES = ("constant", "linear", "cosine")
 TEACHERS = ("stored", "online")
+MOST_TOKENS = 2**26  # of a step: 16 times what the largest models are trained with
+DECAY = Range(0, 1, open_most=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,46 +50,33 @@ class TrainConfig:
       seed: of the order of the sentences; the run's seed.
     """
 
-    epochs: int = 5
-    batch_size: int = 2
-    accumulate: int = 1
-    seq_len: int = 128
+    epochs: Annotated[int, Range(1, 100_000)] = 5
+    batch_size: Annotated[int, Range(1, 2**20)] = 2
+    accumulate: Annotated[int, Range(1, 2**20)] = 1
+    seq_len: Annotated[int, Range(1, 2**20)] = 128
     teacher: str = "stored"
-    loss_chunk: int = DEFAULT_CHUNK
+    loss_chunk: Annotated[int, Range(1, 2**20)] = DEFAULT_CHUNK
     pack: bool = True
-    learning_rate: float = 4e-3
-    loraplus_ratio: float = 1.0
+    learning_rate: Annotated[float, Range(1e-12, 1e3)] = 4e-3
+    loraplus_ratio: Annotated[float, FACTOR] = 1.0
     schedule: str = "cosine"
-    warmup: float = 0.05
-    final_fraction: float = 0.05
-    clip_norm: float = 1.0
-    weight_decay: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.99
-    temperature: float = 1.0
-    checkpoint_every: int = 100
-    seed: int = dataclasses.field(default=0, metadata={"derived": True})
+    warmup: Annotated[float, SHARE] = 0.05
+    final_fraction: Annotated[float, SHARE] = 0.05
+    clip_norm: Annotated[float, Range(1e-6, LARGEST, also={0: "no clipping"})] = 1.0
+    weight_decay: Annotated[float, Range(0, 1e3)] = 0.0
+    beta1: Annotated[float, DECAY] = 0.9
+    beta2: Annotated[float, DECAY] = 0.99
+    temperature: Annotated[float, Range(1e-3, 1e3)] = 1.0
+    checkpoint_every: Annotated[int, Range(1, 10**9, also={0: "at the end only"})] = 100
+    seed: Annotated[int, SEED] = dataclasses.field(default=0, metadata={"derived": True})
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "accumulate", "seq_len", "loss_chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} = {getattr(self, name)}, expected at least 1")
-        if self.checkpoint_every < 0:
+        check_ranges(self, "train")
+        if self.batch_size * self.seq_len > MOST_TOKENS:
             raise ValueError(
-                f"train.checkpoint_every = {self.checkpoint_every}, expected 0 (at the end only) or more"
+                f"train.batch_size = {self.batch_size} with train.seq_len = {self.seq_len}, expected at most "
+                f"{MOST_TOKENS} tokens together; lower one of them"
             )
-        for name in ("learning_rate", "loraplus_ratio", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"train.{name} = {getattr(self, name)}, expected a finite number above 0")
-        for name in ("clip_norm", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"train.{name} = {getattr(self, name)}, expected a finite number of 0 or more")
-        for name in ("warmup", "final_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"train.{name} = {getattr(self, name)}, expected a number from 0 to 1")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"train.{name} = {getattr(self, name)}, expected a number from 0 to below 1")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"train.accumulate = {self.accumulate}, expected a divisor of train.batch_size = {self.batch_size}"

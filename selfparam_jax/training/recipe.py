@@ -2,12 +2,14 @@
 
 import dataclasses
 import difflib
+from typing import Annotated
 
 from jax.sharding import Mesh
 
 from selfparam_jax.data.passages import LEAST_TOKENS
 from selfparam_jax.data.prompts import FORMATS
 from selfparam_jax.distributed.mesh import round_up_rows
+from selfparam_jax.distributed.ranges import SEED, Range, check_ranges
 from selfparam_jax.models.decoder import REMAT
 from selfparam_jax.models.lora import LoraConfig
 from selfparam_jax.targets.config import EndpointConfig, GeneratorConfig, TargetConfig
@@ -18,6 +20,8 @@ _FLAT = ("targets", "lora", "train", "generator")
 # The documents of all examples, of PwC and nearly all of SQuAD are shorter.
 PASSAGE_TOKENS = 512
 RELATED_SHARE = 0.2
+PASSAGE_RANGE = Range(LEAST_TOKENS, 2**30, also={0: "split nothing"})
+RELATED_RANGE = Range(0, 0.5)
 # Adapter and optimizer of the code that the paper's authors released: AdamW as PyTorch has it, at a constant rate.
 RELEASED = {
     "lora": {"rank": 8, "alpha": 32.0, "dropout": 0.1},
@@ -56,7 +60,7 @@ class Recipe:
       ValueError: an unknown name, one that several sections have, or a value outside its range.
     """
 
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     prompt: str = "few_shot"
     remat: str = "layers"
     targets: TargetConfig = TargetConfig()
@@ -64,8 +68,8 @@ class Recipe:
     endpoint: EndpointConfig = EndpointConfig()
     lora: LoraConfig = LoraConfig()
     train: TrainConfig = TrainConfig()
-    passage_tokens: int = PASSAGE_TOKENS
-    related_share: float = RELATED_SHARE
+    passage_tokens: Annotated[int, PASSAGE_RANGE] = PASSAGE_TOKENS
+    related_share: Annotated[float, RELATED_RANGE] = RELATED_SHARE
 
     def __init__(self, **given):
         own = {field.name: field.default for field in dataclasses.fields(self)}
@@ -91,13 +95,15 @@ class Recipe:
         for name, value, allowed in (("prompt", self.prompt, FORMATS), ("remat", self.remat, REMAT)):
             if value not in allowed:
                 raise ValueError(f"{name} = {value!r}, expected one of {', '.join(allowed)}")
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed = {self.seed!r}, expected a whole number from 0 to 2**32 - 1")
-        tokens = self.passage_tokens
-        if not isinstance(tokens, int) or isinstance(tokens, bool) or (tokens != 0 and tokens < LEAST_TOKENS):
-            raise ValueError(f"passage_tokens = {tokens!r}, expected 0 (split nothing) or at least {LEAST_TOKENS}")
-        if not 0 <= self.related_share <= 0.5:
-            raise ValueError(f"related_share = {self.related_share!r}, expected a number from 0 to 0.5")
+        check_ranges(self)
+        targets = self.targets
+        if not targets.learns:
+            raise ValueError(
+                f"nothing of the documents would be learned: with targets.qa_weight = {targets.qa_weight}, "
+                f"loss_tokens = {targets.loss_tokens!r} and answer_supervision = {targets.answer_supervision} no pair "
+                f"has a loss, and with targets.tails_per_context = {targets.tails_per_context} and tail_weight = "
+                f"{targets.tail_weight} no tail has one; expected one of them with a weight above 0"
+            )
 
     @property
     def supervised(self) -> bool:

@@ -419,8 +419,8 @@ def test_the_system_is_trained_measured_and_resumed(tiny_model, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tokens": 1}, "tokens = 1, expected 0 .* or at least 2"),
-        ({"divide": 0}, "divide = 0, expected at least 1"),
+        ({"tokens": 1}, "tokens = 1, expected 0 .* or a whole number from 2"),
+        ({"divide": 0}, "divide = 0, expected a whole number from 1"),
         ({"start": "last"}, "start = 'last', expected one of document, first, random"),
         ({"learning_rate": -1.0}, "learning_rate = -1.0, expected 0"),
     ],

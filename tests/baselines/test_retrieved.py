@@ -115,5 +115,5 @@ def test_the_injected_model_with_passages_is_not_the_base_with_them(tiny_model):
 
 @pytest.mark.parametrize(("field", "value"), [("passages", 0), ("passage_tokens", 8)])
 def test_settings_outside_their_range(field, value):
-    with pytest.raises(ValueError, match=f"{field} = {value}, expected at least"):
+    with pytest.raises(ValueError, match=f"{field} = {value}, expected a whole number from"):
         RetrievalOptions(**{field: value})

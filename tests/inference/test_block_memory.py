@@ -283,13 +283,13 @@ def test_what_is_refused(models):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"initial_tokens": -1}, "initial_tokens = -1, expected at least 0"),
-        ({"block_tokens": 0}, "block_tokens = 0, expected at least 1"),
-        ({"chunk_tokens": 0}, "chunk_tokens = 0, expected at least 1"),
-        ({"blocks": 0}, "blocks = 0, expected at least 1"),
+        ({"initial_tokens": -1}, "initial_tokens = -1, expected a whole number from 0 to 1048576"),
+        ({"block_tokens": 0}, "block_tokens = 0, expected a whole number from 1 to 65536"),
+        ({"chunk_tokens": 0}, "chunk_tokens = 0, expected a whole number from 1"),
+        ({"blocks": 0}, "blocks = 0, expected a whole number from 1"),
         ({"local_tokens": 511}, "local_tokens = 511, expected at least chunk_tokens = 512"),
-        ({"representatives": 0}, "representatives = 0, expected 1 to block_tokens = 128"),
-        ({"representatives": 129}, "representatives = 129, expected 1 to block_tokens = 128"),
+        ({"representatives": 0}, "representatives = 0, expected a whole number from 1"),
+        ({"representatives": 129}, "representatives = 129, expected at most block_tokens = 128"),
     ],
 )
 def test_sizes_out_of_range(changes, words):

@@ -423,14 +423,15 @@ def test_targets_subset(tiny_model):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rank": 0}, r"lora\.rank = 0, expected at least 1"),
-        ({"dropout": 1.0}, r"lora\.dropout = 1\.0, expected 0 <= dropout < 1"),
+        ({"rank": 0}, r"lora\.rank = 0, expected a whole number from 1 to 16384"),
+        ({"dropout": 1.0}, r"lora\.dropout = 1\.0, expected a number from 0 to below 1"),
         ({"dropout": -0.1}, r"lora\.dropout = -0\.1"),
         (
             {"target_modules": ("q_proj", "lm_head")},
             r"lora\.target_modules = .*'lm_head'.*expected some of .*down_proj",
         ),
-        ({"alpha": float("nan")}, "lora.alpha = nan, expected a finite number"),
+        ({"alpha": float("nan")}, r"lora\.alpha = nan, expected a number from 1e-06 to 1000000"),
+        ({"alpha": 0.0}, r"lora\.alpha = 0\.0, expected a number from 1e-06"),
         ({"target_modules": ()}, r"lora\.target_modules = \(\), expected some of"),
         ({"target_modules": "q_proj"}, r"lora\.target_modules = q_proj, expected some of"),
     ],

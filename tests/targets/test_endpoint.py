@@ -543,7 +543,7 @@ def test_a_server_without_keys_gets_none_and_line_ends_around_a_key_are_no_part_
     [*(({"base_url": url}, "endpoint.base_url is not an address") for url in (
         "", "localhost:8/v1", "ftp://host/v1", "http://host:port/v1", "http://ho st/v1", "http://[::1/v1")),
      *(({"base_url": f"http://{rest}"}, "a user, a password or a query") for rest in ("u:cret@h/v1", "h/v1?k=cret")),
-     ({"concurrency": 0}, "endpoint.concurrency = 0, expected a whole number of at least 1"),
+     ({"concurrency": 0}, "endpoint.concurrency = 0, expected a whole number from 1 to 4096"),
      ({"retries": -1}, "retries = -1"), ({"token_budget": -1}, "token_budget = -1"),
      ({"timeout_s": 0.0}, "timeout_s = 0.0"), ({"timeout_s": float("inf")}, "timeout_s = inf"),
      ({"budget": -1.0}, "budget = -1.0"), ({"budget": float("nan"), "price_in": 1.0}, "budget = nan"),

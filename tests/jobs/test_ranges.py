@@ -1,0 +1,156 @@
+"""Every number among the settings has a range, and what lies outside is refused before anything is read."""
+
+import math
+
+import pytest
+from selfparam_jax.configs import base
+
+from selfparam_jax.distributed.files import flatten
+from selfparam_jax.distributed.ranges import Range, ranges_of, shown
+from selfparam_jax.jobs.harness import HarnessConfig
+from selfparam_jax.jobs.settings import Settings, fields_of, read_settings, setting_names
+from selfparam_jax.main import main
+from selfparam_jax.training.recipe import Recipe
+
+
+def numeric(section=Settings, prefix=""):
+    """Dotted name -> (type, range) of every numeric setting; the range is None where it has none."""
+    known, found = ranges_of(section), {}
+    for field in fields_of(section):
+        if field.name in known:
+            found[prefix + field.name] = known[field.name]
+        elif hasattr(field.default, "__dataclass_fields__"):
+            found |= numeric(type(field.default), f"{prefix}{field.name}.")
+    return found
+
+
+NUMERIC = numeric()
+# In no range, whatever it is of; the last is a whole number that Python does not print.
+NONSENSE = [math.nan, math.inf, -math.inf, -1e308, 1e308, 2**70, -(2**70), True, "1", None, [1], 10**5000]
+
+
+def nested(name, value):
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return value
+
+
+def outside(kind, within):
+    """The numbers nearest to a range that are not in it."""
+    step = (lambda value, to: value + (1 if to > value else -1)) if kind is int else math.nextafter
+    low = within.least if within.open_least else step(within.least, -math.inf)
+    high = within.most if within.open_most else step(within.most, math.inf)
+    return [value for value in (low, high, -0.5 if kind is float else -3) if value not in within.also]
+
+
+def test_all_settings_are_found():
+    values = flatten(base.get_config().to_dict())
+    assert set(values) == set(setting_names())
+    numbers = {name for name, value in values.items() if type(value) in (int, float)}
+    assert numbers == set(NUMERIC) and len(numbers) > 70
+
+
+@pytest.mark.parametrize("name", NUMERIC)
+def test_every_number_has_a_range_that_is_checked(name):
+    kind, within = NUMERIC[name]
+    assert within is not None, f"{name} has no range; write Annotated[{kind.__name__}, Range(...)]"
+    default = flatten(base.get_config().to_dict())[name]
+    assert within.has(default, kind) and within.most < 1e16
+    wrong = [*NONSENSE, *outside(kind, within), *([0.5] if kind is int else [])]
+    for value in wrong:
+        with pytest.raises(ValueError) as refused:
+            read_settings(nested(name, value))
+        said = str(refused.value)
+        assert said.startswith(f"{name} = ") and "expected" in said and len(said.splitlines()) == 1
+        assert len(said) < 300
+
+
+# What was accepted once, and ran into a traceback, NaN or nothing at all.
+ONCE = {
+    "train.epochs": -1, "train.learning_rate": math.nan, "train.clip_norm": math.inf, "train.warmup": 2.0,
+    "train.final_fraction": -1.0, "train.beta2": 1.5, "train.loraplus_ratio": 0.0, "lora.alpha": 0.0,
+    "targets.least_confidence": 1.0, "targets.unrelated_per_epoch": -3, "eval.batch_size": 0, "seed": 2**32,
+    "baselines.memoryllm.seed": -1, "lora.rank": 10**9, "train.seq_len": 10**12, "sequential.replay_weight": math.nan,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_values_of_the_campaign_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} = .*, expected "):
+        read_settings(nested(name, ONCE[name]))
+
+
+def test_rows_that_no_machine_holds_are_refused():
+    assert read_settings({"train": {"batch_size": 2**13, "seq_len": 2**13}})
+    with pytest.raises(ValueError, match=r"batch_size = 16384 with train.seq_len = 8192, expected at most 67108864"):
+        read_settings({"train": {"batch_size": 2**14, "seq_len": 2**13}})
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        {"qa_weight": 0.0},
+        {"loss_tokens": "0,0", "answer_supervision": 0.0},
+        {"qa_weight": 0.0, "tails_per_context": 4, "tail_weight": 0.0},
+    ],
+)
+def test_a_run_that_would_learn_nothing_of_the_documents_is_refused(targets):
+    with pytest.raises(ValueError, match="nothing of the documents would be learned"):
+        read_settings({"targets": targets})
+    with pytest.raises(ValueError, match="nothing of the documents would be learned"):
+        Recipe(**targets)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        {"qa_weight": 0.0, "tails_per_context": 1},
+        {"loss_tokens": "0,0"},
+        {"loss_tokens": "1,0", "answer_supervision": 0.0},
+        {"unrelated_per_epoch": 0},
+    ],
+)
+def test_a_run_that_learns_something_is_not(targets):
+    assert read_settings({"targets": targets})
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("seed=4294967296", "seed = 4294967296, expected a whole number from 0 to 4294967295"),
+        ("train.beta2=1.5", "train.beta2 = 1.5, expected a number from 0 to below 1"),
+        ("train.epochs=" + "9" * 5000, "train.epochs = '9999"),
+        ("train.epochs=" + "9" * 400, "train.epochs = 9999"),
+        ("train.learning_rate=1e400", "train.learning_rate = '1e400', expected a float"),
+        ("train.epochs=five", "train.epochs = 'five', expected an int"),
+        ("lora=5", "lora = '5', expected one of its settings, such as lora.alpha"),
+        ("targets.qa_weight=0", "nothing of the documents would be learned"),
+    ],
+)
+def test_a_command_line_is_refused_in_one_line(flag, message, tmp_path, capfd):
+    with pytest.raises(SystemExit) as ended:
+        main(["--config=batch", f"--config.{flag}", f"--workdir={tmp_path / 'run'}"])
+    said = capfd.readouterr().err.strip()
+    assert ended.value.code == 1 and len(said.splitlines()) == 1 and message in said and len(said) < 500
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_section_that_is_none_is_refused():
+    with pytest.raises(ValueError, match=r"lora = 5, expected its settings, such as rank"):
+        read_settings({"lora": 5})
+
+
+def test_the_words_of_a_range():
+    assert Range(0, 1).words(float) == "a number from 0 to 1"
+    assert Range(0, 1, open_most=True).words(float) == "a number from 0 to below 1"
+    assert Range(0, 1, open_least=True).words(float) == "a number above 0 and at most 1"
+    assert Range(1, 8, also={0: "all"}).words(int) == "0 (all) or a whole number from 1 to 8"
+    assert Range(1e-6, 10).words(float) == "a number from 1e-06 to 10"
+    assert shown("x" * 500) == "'" + "x" * 59 + "..." and shown(10**5000) == "a number of 5001 digits"
+
+
+@pytest.mark.parametrize("given", [{"limit": -1}, {"batch_size": 0}, {"num_fewshot": -1}, {"bootstrap": 10**9}])
+def test_the_harness_has_ranges_too(given):
+    assert all(within for _, within in ranges_of(HarnessConfig).values())
+    with pytest.raises(ValueError, match=f"--{next(iter(given))} = .*, expected "):
+        HarnessConfig(("a",), **given)
