@@ -125,7 +125,7 @@ class Health:
         self._steps: dict[str, float | None] = {}
         self._directory = system.setup.directory
         if self._directory is not None and (self._directory / "health.json").exists():
-            self._steps = files.read_json(self._directory / "health.json")["perplexity"]
+            self._steps = files.read_json(self._directory / "health.json", keys=("perplexity",))["perplexity"]
 
     def look(self, step: int, model: Model, lora: dict) -> None:
         """Measures the model after a step, and keeps its adapter if it is healthy."""

@@ -9,9 +9,11 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
 
 import numpy as np
+from absl import logging
 from flax import traverse_util
 
 from selfparam_jax.distributed.processes import written_by_main_process
@@ -75,22 +77,72 @@ def read_lines(path: str | os.PathLike) -> list[dict]:
     return records
 
 
+def read_log(path: str | os.PathLike) -> list[dict]:
+    """As `read_lines`, for a file that only tells what happened: lines that are damaged are left out with a warning.
+
+    Such a file never keeps a job from going on, or a report from being made.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return []
+    records, bad = [], []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(_read_line(line, f"{path}, line {number}"))
+        except ValueError:
+            bad.append(number)
+    if bad:
+        logging.warning("%s: %d damaged lines are left out, the first is line %d", path, len(bad), bad[0])
+    return records
+
+
+def parse_json(text: str | bytes, where: str, expected: str) -> Any:
+    """What a JSON text holds.
+
+    Args:
+      text: UTF-8 where it is bytes.
+      where: names the file, and the line, in a message.
+      expected: what it should be, and what to do if it is not; ends the message.
+
+    Returns:
+      a value without halves of characters.
+
+    Raises:
+      ValueError: it is empty, cut off, no JSON, nested too deeply, or has a number or text that nothing can hold.
+    """
+    if not text.strip():
+        raise ValueError(f"{where}: got nothing, expected {expected}")
+    try:
+        value = json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
+        refuse_surrogates(value, where)
+    except RecursionError:
+        raise ValueError(f"{where}: got JSON that is nested too deeply, expected {expected}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: got malformed JSON ({error}), expected {expected}") from None
+    except UnicodeDecodeError as error:
+        reason = f"malformed JSON (byte {error.start} is not UTF-8)"
+        raise ValueError(f"{where}: got {reason}, expected {expected}") from None
+    except ValueError as error:
+        if "integer string conversion" not in str(error):
+            raise
+        raise ValueError(f"{where}: got a number of thousands of digits, expected {expected}") from None
+    return value
+
+
 def _parses(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
 
 def _read_line(line: bytes, where: str) -> dict:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: got malformed JSON ({error}), expected one JSON object a line") from None
+    record = parse_json(line, where, "one JSON object a line")
     if not isinstance(record, dict):
         raise ValueError(f"{where}: got {line[:40].decode('utf-8', 'replace')!r}, expected one JSON object a line")
-    refuse_surrogates(record, where)
     return record
 
 
@@ -116,15 +168,53 @@ def refuse_surrogates(value: object, where: str) -> None:
             refuse_surrogates(item, where)
 
 
-def read_json(path: str | os.PathLike) -> dict:
-    """The content of a JSON file."""
-    return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+RESTORE = "restore it from a copy, or remove it: the command that wrote it makes it again"
+
+
+def read_json(path: str | os.PathLike, kind: type = dict, keys: Collection[str] = (), advice: str = RESTORE) -> Any:
+    """The content of a JSON file.
+
+    Args:
+      path: the file.
+      kind: what its value must be: dict or list.
+      keys: what an object must have.
+      advice: what to do with a file that is damaged.
+
+    Returns:
+      the value.
+
+    Raises:
+      OSError: there is no such file, or it cannot be read.
+      ValueError: it is empty, cut off, no JSON, or of another shape; says in a line which file, and what to do.
+    """
+    shape = f"a JSON {'object' if kind is dict else 'list'}"
+    if keys:
+        shape += f" with {', '.join(map(repr, keys))}"
+    value = parse_json(pathlib.Path(path).read_bytes(), str(path), f"{shape}; {advice}")
+    if not isinstance(value, kind):
+        raise ValueError(f"{path}: got {_name_of(value)}, expected {shape}; {advice}")
+    if missing := [key for key in keys if key not in value]:
+        raise ValueError(f"{path}: got no {missing[0]!r}, expected {shape}; {advice}")
+    return value
+
+
+def _name_of(value: object) -> str:
+    return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), f"{value!r:.40}")
 
 
 def write_json(path: str | os.PathLike, obj: object) -> None:
     """Writes JSON for people to read; NumPy values are allowed, NaN and infinity are refused."""
+    write_text(path, _to_text(obj, path) + "\n")
+
+
+def as_read(path: str | os.PathLike, obj: object) -> Any:
+    """What `read_json` would give of what `write_json` would write at `path`; refuses the same."""
+    return json.loads(_to_text(obj, path))
+
+
+def _to_text(obj: object, path: str | os.PathLike) -> str:
     try:
-        text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
+        return json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
     except ValueError as error:
         where = _not_finite(obj, "")
         if where is None:
@@ -133,7 +223,6 @@ def write_json(path: str | os.PathLike, obj: object) -> None:
             f"{path}: got a number that is not finite at {where}, expected finite numbers (JSON has no NaN); "
             "find where it arises, or write null if it was not measured"
         ) from error
-    write_text(path, text + "\n")
 
 
 def _plain(value: object) -> object:

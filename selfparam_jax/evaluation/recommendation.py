@@ -42,14 +42,17 @@ class Turn:
     dialogue: str = ""
 
 
+ADVICE = "correct it, or copy it again"
+
+
 def read_entities(path: str | os.PathLike) -> dict[int, str]:
     """Names of all entities by id, from a JSON object {URI: id}; of several URIs with one id the last names it.
 
     Raises:
       ValueError, OSError: no such file, or another layout.
     """
-    found = files.read_json(path)
-    if not isinstance(found, dict) or not found or not all(isinstance(value, int) for value in found.values()):
+    found = files.read_json(path, advice=ADVICE)
+    if not found or not all(isinstance(value, int) for value in found.values()):
         raise ValueError(f"{path}: expected a JSON object of entity names and whole numbers, as entity2id.json")
     return {number: entity_name(uri) for uri, number in found.items()}
 
@@ -60,8 +63,8 @@ def read_items(path: str | os.PathLike, entities: Mapping[int, str]) -> set[str]
     Raises:
       ValueError, OSError: no such file, another layout, or an id that no entity has.
     """
-    found = files.read_json(path)
-    if not isinstance(found, list) or not found:
+    found = files.read_json(path, list, advice=ADVICE)
+    if not found:
         raise ValueError(f"{path}: expected a JSON list of entity ids, as item_ids.json")
     if unknown := [number for number in found if number not in entities]:
         raise ValueError(f"{path}: got the id {unknown[0]!r}, which no entity has; give its entities file")

@@ -324,7 +324,7 @@ def _bind_documents(directory: pathlib.Path, documents: Sequence[Document]) -> N
     path, record = directory / "documents.json", digest_inputs(documents, (), ())
     if not path.exists():
         files.write_json(path, record)
-    elif changed := changed_inputs(files.read_json(path), record):
+    elif changed := changed_inputs(files.read_json(path, keys=tuple(record)), record):
         raise ValueError(
             f"{directory} belongs to an injection of other documents:\n" + "\n".join(f"  {line}" for line in changed)
             + "\nChoose another workdir for the documents of now, or restore those of then"

@@ -22,7 +22,7 @@ from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.compare.candidates import Candidate, ModelSet, adapter_candidate, check_count, model_candidate
 from selfparam_jax.distributed import files
 from selfparam_jax.jobs.settings import Settings, read_settings
-from selfparam_jax.jobs.workdir import PARTS, find_record
+from selfparam_jax.jobs.workdir import PARTS, find_record, read_results
 from selfparam_jax.models.lora import compose_lora
 from selfparam_jax.sequential.ledger import Ledger, read_composed
 from selfparam_jax.training.checkpoints import Checkpoints
@@ -154,7 +154,7 @@ def _predictions(workdir: pathlib.Path, path: pathlib.Path, step: int) -> list[d
     """
     if not (workdir / "results.json").exists():
         return None
-    records, results = files.read_lines(workdir / "predictions.jsonl"), files.read_json(workdir / "results.json")
+    records, results = files.read_lines(workdir / "predictions.jsonl"), read_results(workdir)
     system = next(each["name"] for each in results["systems"] if each["role"] == "candidate")
     given = {_question_of(record): record[system] for record in records}
     if path != workdir:
@@ -183,7 +183,7 @@ def _own_answers(path: pathlib.Path, step: int) -> dict[tuple[str, str], dict]:
         ledger = Ledger.open(path / "ledger")
         if len(ledger.active()) < len(ledger.entries()):
             return {}
-    answers = files.read_json(evaluation)["answers"] if evaluation.exists() else []
+    answers = files.read_json(evaluation, keys=("answers",))["answers"] if evaluation.exists() else []
     return {_question_of(answer): answer for answer in answers}
 
 

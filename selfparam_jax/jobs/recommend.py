@@ -33,8 +33,7 @@ from selfparam_jax.jobs.batch import inject_documents
 from selfparam_jax.jobs.evaluation import INJECTED
 from selfparam_jax.jobs.inputs import Job, example_file
 from selfparam_jax.jobs.progress import open_hooks
-from selfparam_jax.jobs.results import tokens_per_second
-from selfparam_jax.reports import report
+from selfparam_jax.jobs.results import complete, tokens_per_second
 from selfparam_jax.reports.recommend import variant_name, write_scores
 from selfparam_jax.training.finetune import fine_tune
 from selfparam_jax.training.inject import Injection
@@ -102,9 +101,7 @@ def run_recommend(job: Job, began: float) -> dict:
             "samples": samples(turns, replies),
         },
     }
-    files.write_json(job.workdir / "results.json", results)
-    report.write_report(job.workdir)
-    return files.read_json(job.workdir / "results.json")
+    return complete(job.workdir, results)
 
 
 def read_test(job: Job) -> tuple[set[str], set[str], list[Turn]]:
@@ -125,7 +122,7 @@ def read_test(job: Job) -> tuple[set[str], set[str], list[Turn]]:
     found, bound = {name: files.digest(path) for name, path in paths.items()}, job.workdir / "recommend.json"
     if not bound.exists():
         files.write_json(bound, found)
-    elif different := [name for name, digest in files.read_json(bound).items() if digest != found[name]]:
+    elif different := [name for name, digest in files.read_json(bound).items() if digest != found.get(name)]:
         raise ValueError(
             f"{job.workdir} was begun with other {', '.join(different)} (recommend.{different[0]}); choose another "
             "--workdir, or restore the files"

@@ -1,6 +1,7 @@
 """predictions.jsonl, results.json and the report of a job."""
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -77,9 +78,16 @@ def write_results(job: Job, answers: dict, drift: dict, timing: dict, training: 
     ordered = {name: answers[name] for name in names}
     records = name_passages(job.documents, questions.predictions(job.documents, ordered))
     files.write_lines(job.workdir / "predictions.jsonl", records)
-    files.write_json(job.workdir / "results.json", results)
-    report.write_report(job.workdir)
-    return files.read_json(job.workdir / "results.json")
+    return complete(job.workdir, results)
+
+
+def complete(workdir: pathlib.Path, results: dict) -> dict:
+    """Writes the report, and then results.json: that file says that the job is complete. Returns its content."""
+    path = workdir / "results.json"
+    record = files.as_read(path, results)
+    report.write_report(workdir, record)
+    files.write_json(path, record)
+    return record
 
 
 def _per_question(answers: Sequence[Sequence[dict]] | None) -> dict:

@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 
 from selfparam_jax.data.documents import Document
 from selfparam_jax.data.passages import group_passages
-from selfparam_jax.distributed import files
 from selfparam_jax.distributed.watchdog import Watchdog
 from selfparam_jax.jobs.bars import announced
 from selfparam_jax.jobs.batch import run_batch
@@ -26,7 +25,7 @@ from selfparam_jax.jobs.single import run_single
 from selfparam_jax.jobs.synthesis import draw_unrelated, two_step_documents, write_missing_pairs
 from selfparam_jax.jobs.systems import missing_systems
 from selfparam_jax.jobs.tracking import check_trackers, track_results
-from selfparam_jax.jobs.workdir import stopped_words
+from selfparam_jax.jobs.workdir import read_results, stopped_words
 from selfparam_jax.training.inject import Interrupted
 
 RUNS = {"batch": run_batch, "single": run_single, "sequential": run_sequential, "recommend": run_recommend}
@@ -49,7 +48,7 @@ def run_job(config: ConfigDict, workdir: str | pathlib.Path) -> dict:
         job = prepare(config, workdir)
     finished = job.workdir / "results.json"
     if finished.exists():
-        results = files.read_json(finished)
+        results = read_results(job.workdir)
         if not (missing := missing_systems(job, results)):
             logging.info("%s is complete; nothing to do", job.workdir)
             return results

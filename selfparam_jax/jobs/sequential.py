@@ -148,6 +148,6 @@ def _system_sequence(
             model = sequences.current_model(setup.base, adapters)
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_json(path, sequences.evaluate_model(setup, model, sequence.documents))
-        rows.append(files.read_json(path))
+        rows.append(files.read_json(path, keys=("answers", "drift")))
         logging.info("%s, after %d of %d documents", entry.name, done, len(sequence.sources))
     return rows, notes

@@ -1,5 +1,6 @@
 """Job `single`: each document on its own, from the untouched base; mean and spread over documents."""
 
+import json
 import pathlib
 import time
 from collections.abc import Sequence
@@ -48,6 +49,10 @@ def read_adapter(job: Job, directory: pathlib.Path) -> dict:
         return checkpoints.read_adapter(step, replicated(job.model.mesh))
 
 
+# What injected.json holds.
+PART = ("measured", "answers", "drift", "teacher_s", "train_s", "evaluate_s", "sentence_tokens", "steps", "fill")
+
+
 def run_single(job: Job, began: float) -> dict:
     """Runs the job; `began` is when, by `time.perf_counter`. Returns the content of results.json."""
     loaded = time.perf_counter()
@@ -61,7 +66,7 @@ def run_single(job: Job, began: float) -> dict:
     for index, (document, directory) in enumerate(zip(documents, directories, strict=True)):
         finished = directory / "injected.json"
         if finished.exists():
-            part = files.read_json(finished)
+            part = files.read_json(finished, keys=PART)
         else:
             part = inject_single(job, document.passages, directory, f"{index + 1}/{len(documents)} {document.id}")
             files.write_json(finished, part)
@@ -129,6 +134,7 @@ def gather_lines(workdir: pathlib.Path, ids: Sequence[str], directories: Sequenc
     for name in ("targets.jsonl", "metrics.jsonl"):
         lines = []
         for document, directory in zip(ids, directories, strict=True):
-            for record in files.read_lines(directory / name):
+            for record in files.read_log(directory / name):
                 lines.append({**record, "context": record.get("context", document)})
-        files.write_lines(workdir / name, lines)
+        # A loss that is not finite is a number of the log, though not one of JSON.
+        files.write_text(workdir / name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -77,6 +77,9 @@ def _measure_all(
     return {name: answers for name, answers in found.items() if answers is not None}
 
 
+MEASURED = ("options", "groups")
+
+
 def measured_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
     """The record of what a system took: a list with an entry for each group of documents that it was prepared for."""
     return workdir / "systems" / name / "measured.json"
@@ -85,7 +88,7 @@ def measured_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
 def read_measured(workdir: pathlib.Path, name: str) -> dict | None:
     """What a system took, over all groups of documents that it was prepared for; None where nothing was measured."""
     path = measured_path(workdir, name)
-    return join_measured(files.read_json(path)["groups"]) if path.exists() else None
+    return join_measured(files.read_json(path, keys=MEASURED)["groups"]) if path.exists() else None
 
 
 def join_measured(groups: Sequence[dict]) -> dict:
@@ -157,7 +160,7 @@ def _is_measured(job: Job, name: str) -> bool:
     path = measured_path(job.workdir, name)
     if not path.exists():
         return False
-    record, options = files.read_json(path), _options_record(job, name)
+    record, options = files.read_json(path, keys=MEASURED), _options_record(job, name)
     if record["options"] == options:
         return True
     if "unavailable" in record["groups"][0]:
@@ -224,7 +227,7 @@ def _ask(job: Job, entry: SystemEntry, documents: list[Document], setup: Setup) 
     answered = time.perf_counter()
     drift = system.drift(job.general_text) if job.general else NOT_MEASURED
     # A system that is trained may have been stopped and resumed, and looks at its own health in between.
-    took = system.train_s if entry.trained else prepared - began
+    took = system.train_s if entry.trained else prepared - began + system.earlier_s
     group = measured_group(answers, took, answered - prepared, system.cost(), drift)
     if (healthy := system.healthy()) is not None:
         step, model = healthy

@@ -94,12 +94,13 @@ class WandbTracker:
 
         record = directory / "wandb.json"
         if not record.exists():
-            record.write_text(json.dumps({"id": secrets.token_hex(4)}) + "\n", encoding="utf-8")
+            with files.replacing_own(record) as temporary:
+                temporary.write_text(json.dumps({"id": secrets.token_hex(4)}) + "\n", encoding="utf-8")
         offline = os.environ.get("WANDB_MODE") == "offline"
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", PROJECT),
-                id=json.loads(record.read_text(encoding="utf-8"))["id"],
+                id=files.read_json(record, keys=("id",))["id"],
                 name=name,
                 group=group,
                 config=settings,
@@ -193,7 +194,7 @@ class Series:
         self._trackers = self._stack.enter_context(self._tracking.open(self._directory, first))
         path = self._directory / SAMPLES
         if path.exists():
-            files.write_lines(path, [row for row in files.read_lines(path) if row["step"] <= first])
+            files.write_lines(path, [row for row in files.read_log(path) if row.get("step", first + 1) <= first])
 
     def log_step(self, record: dict) -> None:
         """Tells a step's numbers, as metrics.jsonl has them."""
@@ -206,7 +207,7 @@ class Series:
         if not rows or self._directory is None:
             return
         path = self._directory / SAMPLES
-        before = files.read_lines(path) if path.exists() else []
+        before = files.read_log(path)
         files.write_lines(path, [*before, *({"step": step, **row} for row in rows)])
         for tracker in self._trackers:
             tracker.log_rows(step, "samples", rows)

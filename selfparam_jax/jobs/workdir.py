@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Collection, Sequence
 
 from selfparam_jax.data.documents import Document, digest_documents, digest_texts
-from selfparam_jax.distributed.files import differences, flatten, read_json, read_lines, write_json, write_lines
+from selfparam_jax.distributed.files import differences, flatten, read_json, read_log, write_json, write_text
 from selfparam_jax.distributed.processes import is_main_process
 from selfparam_jax.jobs.settings import check_names
 
@@ -66,8 +66,8 @@ def read_workdir(workdir: str | os.PathLike) -> dict:
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
         raise ValueError(f"{workdir} is not a work directory (no config.json); give the --workdir of a job")
-    record = read_json(path)
-    if not isinstance(record, dict) or not {"config", "base_fingerprint"} <= record.keys():
+    record = read_json(path, advice="restore it from a copy, or run the job again in another --workdir")
+    if not isinstance(record.get("config"), dict) or not isinstance(record.get("base_fingerprint"), str):
         raise ValueError(f"{path} is not a job's; give the --workdir of a job")
     try:
         check_names(flatten(record["config"]))
@@ -75,12 +75,22 @@ def read_workdir(workdir: str | os.PathLike) -> dict:
         raise ValueError(
             f"{workdir} was made by an earlier version ({error}); run the job again in another --workdir"
         ) from error
-    if "inputs" not in record:
+    if not isinstance(record.get("inputs"), dict):
         raise ValueError(
             f"{workdir} was made by an earlier version, which did not record its inputs; run the job again in "
             "another --workdir"
         )
     return record
+
+
+def read_results(workdir: str | os.PathLike) -> dict:
+    """The content of a finished job's results.json.
+
+    Raises:
+      FileNotFoundError: the job has not ended.
+      ValueError: the file is damaged.
+    """
+    return read_json(pathlib.Path(workdir) / "results.json", keys=("job", "systems", "scores", "steps"))
 
 
 def find_record(path: str | os.PathLike) -> dict | None:
@@ -182,10 +192,14 @@ def check_finished(workdir: str | os.PathLike) -> None:
 
 
 class MetricsLog:
-    """metrics.jsonl, a line per step; opened again at step s it keeps the lines up to s and continues after them."""
+    """metrics.jsonl, a line per step; opened again at step s it keeps the lines up to s and continues after them.
+
+    Lines that are damaged are left out: a log never keeps a job from going on.
+    """
 
     def __init__(self, path: pathlib.Path, first: int):
-        write_lines(path, [line for line in read_lines(path) if line["step"] <= first])
+        kept = [line for line in read_log(path) if isinstance(line.get("step"), int) and line["step"] <= first]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = (path if is_main_process() else pathlib.Path(os.devnull)).open("a", encoding="utf-8")
 
     def write(self, record: dict) -> None:

@@ -16,8 +16,10 @@ from selfparam_jax.reports.reach import reach_parts
 from selfparam_jax.reports.results import (
     Results,
     System,
+    check_results,
     drift_words,
     losses,
+    read_metrics,
     read_results,
     read_rows,
     running_median,
@@ -39,24 +41,31 @@ SAMPLES = 8  # predictions that are shown
 _METRICS = {"em": "exact match", "contains": "gold contained", "f1_paper": "F1, paper's protocol"}
 
 
-def write_report(workdir: str | os.PathLike) -> None:
+def write_report(workdir: str | os.PathLike, record: dict | None = None) -> None:
     """Writes report.md, f1.png, loss.png and drift.png from the results in a work directory.
 
-    metrics.jsonl may be missing if results.json says that no step was taken, predictions.jsonl if it says that no
-    question was asked. Without matplotlib the pictures are left out, and report.md says how to install it.
+    metrics.jsonl is a log: where it is missing or damaged there is no picture of the loss. predictions.jsonl may be
+    missing if no question was asked. Without matplotlib the pictures are left out, and report.md says how to install
+    it.
+
+    Args:
+      workdir: of the job.
+      record: what results.json is to hold, for a job that is about to write it; None reads that file.
 
     Raises:
       FileNotFoundError, ValueError: a file is missing or malformed; says which and what to do.
     """
     folder = pathlib.Path(workdir)
-    results = read_results(folder / "results.json")
-    metrics = read_rows(folder / "metrics.jsonl", bool(results["steps"]))
+    path = folder / "results.json"
+    results = read_results(path) if record is None else check_results(record, path)
+    metrics = read_metrics(folder / "metrics.jsonl")
     predictions = read_rows(folder / "predictions.jsonl", bool(results["num_questions"]))
     drawings = {
         "f1.png": lambda: draw_f1(results),
-        "loss.png": lambda: draw_loss(metrics),
         "drift.png": lambda: draw_drift(results["drift"] or {}),
     }
+    if metrics or not results["steps"]:
+        drawings["loss.png"] = lambda: draw_loss(metrics)
     if has_baselines(results) and results.record.get("measured") and results.scored:
         drawings[PICTURE] = lambda: draw_systems(results, colours_of(results))
     pictures = save_figures(folder, drawings)
@@ -174,7 +183,8 @@ def _passage_words(results: Results) -> str:
 def _loss_parts(results: Results, metrics: list[dict], pictures: bool) -> list[str]:
     curves, bad = losses(metrics)
     if not metrics:
-        return ["## Training", "No training steps were recorded, so there is no loss curve."]
+        reason = "metrics.jsonl is missing or damaged" if results["steps"] else "No training steps were recorded"
+        return ["## Training", f"{reason}, so there is no loss curve."]
     last = np.median([running_median(curve[1])[1][-1] for curve in curves.values()]) if curves else None
     text = f"{results['steps']} steps; the loss ends at {number_cell(last)} (running median)."
     if bad:

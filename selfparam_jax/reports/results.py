@@ -1,13 +1,14 @@
 """What a job recorded: results.json, metrics.jsonl and predictions.jsonl, and the numbers that are read from them."""
 
 import dataclasses
-import json
 import math
 import pathlib
 from typing import Any
 
 import numpy as np
+from absl import logging
 
+from selfparam_jax.distributed import files
 from selfparam_jax.evaluation.systems import ROLES
 
 _KEYS = ("job", "model", "prompt", "systems", "num_contexts", "num_questions", "scores", "drift", "timing", "steps")
@@ -88,13 +89,11 @@ def read_results(path: pathlib.Path) -> Results:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give the work directory of a finished run")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: got malformed JSON ({error}), expected an object; run again") from error
-    missing = [key for key in _KEYS if not isinstance(record, dict) or key not in record]
-    if missing:
-        raise ValueError(f"{path}: got no {', '.join(missing)}, expected all of {', '.join(_KEYS)}; run again")
+    return check_results(files.read_json(path, keys=_KEYS, advice="remove it and run again"), path)
+
+
+def check_results(record: dict, path: pathlib.Path) -> Results:
+    """The content of a results.json, which has all of its keys, as `Results`; see `read_results`."""
     systems = tuple(_read_system(path, entry) for entry in record["systems"])
     names = [system.name for system in systems]
     if len(set(names)) < len(names) or not any(system.role == "candidate" for system in systems):
@@ -130,17 +129,20 @@ def read_rows(path: pathlib.Path, required: bool) -> list[dict]:
         if required:
             raise FileNotFoundError(f"{path}: no such file, although results.json counts on it; run again")
         return []
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: got malformed JSON ({error}); correct the line") from error
-        if isinstance(row, dict):
-            rows.append(row)
-        elif line.strip():
-            raise ValueError(f"{path}, line {number}: got {line.strip()[:40]}, expected an object {{...}}")
-    return rows
+    return files.read_lines(path)
+
+
+def read_metrics(path: pathlib.Path) -> list[dict]:
+    """The steps that metrics.jsonl tells of; damaged lines are left out, and a file that is not there has none."""
+    rows = files.read_log(path)
+    good = [row for row in rows if _is_number(row.get("step")) and _is_number(row.get("loss", 0.0) or 0.0)]
+    if len(good) < len(rows):
+        logging.warning("%s: %d lines without a step or a loss are left out", path, len(rows) - len(good))
+    return good
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def drift_words(drift: dict, arrow: str = "→") -> str | None:
@@ -169,7 +171,8 @@ def losses(metrics: list[dict]) -> tuple[dict[str, np.ndarray], int]:
         if loss is None or not math.isfinite(loss):
             bad += 1
             continue
-        curves.setdefault(row.get("context", ""), []).append((row["step"], loss, math.nan if rate is None else rate))
+        rate = rate if _is_number(rate) else math.nan
+        curves.setdefault(str(row.get("context", "")), []).append((row["step"], loss, rate))
     return {name: np.array(rows, float).T for name, rows in curves.items()}, bad
 
 

@@ -113,3 +113,56 @@ def test_write_json_names_a_type_it_cannot_hold(tmp_path):
 def test_the_digest_of_a_file(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert files.digest(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# --- files that are damaged ---------------------------------------------------------------------------
+
+
+DAMAGED = {
+    "cut off": (b'{"a": [1, 2', "malformed JSON"),
+    "empty": (b"", "got nothing"),
+    "blank": (b" \n", "got nothing"),
+    "zeroed": (b"\0" * 40, "malformed JSON"),
+    "no text": (b'{"a": "\xff"}', "is not UTF-8"),
+    "a list": (b"[1]", "got a list, expected a JSON object with 'a'"),
+    "a number": (b"5", "got 5, expected a JSON object"),
+    "null": (b"null", "got null, expected a JSON object"),
+    "another object": (b'{"b": 1}', "got no 'a', expected a JSON object with 'a'"),
+    "nested deeply": (b'{"a": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", "nested too deeply"),
+    "a number of 5,000 digits": (b'{"a": ' + b"9" * 5000 + b"}", "a number of thousands of digits"),
+    "half of a character": (b'{"a": "\\ud800"}', "lone surrogate"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_is_named_in_one_line_with_what_to_do(tmp_path, name):
+    content, message = DAMAGED[name]
+    path = tmp_path / "state.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as refused:
+        files.read_json(path, keys=("a",))
+    said = str(refused.value)
+    assert said.startswith(f"{path}: ") and message in said and len(said.splitlines()) == 1 and len(said) < 600
+    assert "restore it from a copy" in said or name == "half of a character"
+
+
+LINES = ("nested deeply", "a number of 5,000 digits", "half of a character", "zeroed", "cut off")
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_damaged_line_is_refused_but_for_a_log_left_out(tmp_path, name):
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + DAMAGED[name][0] + b'\n{"step": 3}\n')
+    with pytest.raises(ValueError, match="line 2: got ") as refused:
+        files.read_lines(path)
+    assert len(str(refused.value).splitlines()) == 1
+    assert files.read_log(path) == [{"step": 1}, {"step": 3}]
+    assert files.read_log(tmp_path / "none.jsonl") == []
+
+
+def test_what_would_be_read(tmp_path):
+    obj = {"a": np.float32(0.5), "b": np.arange(2)}
+    files.write_json(tmp_path / "x.json", obj)
+    assert files.as_read("x.json", obj) == files.read_json(tmp_path / "x.json") == {"a": 0.5, "b": [0, 1]}
+    with pytest.raises(ValueError, match=r"x\.json: got a number that is not finite at a"):
+        files.as_read("x.json", {"a": math.nan})

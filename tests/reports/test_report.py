@@ -317,23 +317,52 @@ def test_a_mean_outside_its_interval_is_drawn(tmp_path):
 def test_missing_and_malformed_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"results\.json: no such file"):
         report.write_report(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl: no such file"):
-        _run(tmp_path, metrics=None)
+    _run(tmp_path)
     (tmp_path / "predictions.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match=r"predictions\.jsonl: no such file"):
         _run(tmp_path, predictions=None)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{oops\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: got malformed JSON"):
-        report.write_report(tmp_path)
-    (tmp_path / "metrics.jsonl").write_text("\n[1]\n")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: got \[1\], expected an object"):
+    (tmp_path / "predictions.jsonl").write_text("{}\n[1]\n")
+    with pytest.raises(ValueError, match=r"predictions\.jsonl, line 2: got '\[1\]', expected one JSON object"):
         report.write_report(tmp_path)
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(ValueError, match=r"results\.json: got malformed JSON"):
         report.write_report(tmp_path)
     (tmp_path / "results.json").write_text(json.dumps({key: 0 for key in RESULTS if key != "drift"}))
-    with pytest.raises(ValueError, match=r"results\.json: got no drift, expected all of job"):
+    with pytest.raises(ValueError, match=r"results\.json: got no 'drift', expected a JSON object with 'job'"):
         report.write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "oops", '{"step": 1, "loss": "x"}', '{"loss": 1.0}', "[1]", "\x00" * 90]
+)
+def test_a_damaged_log_leaves_out_the_picture_of_the_loss(tmp_path, content, monkeypatch):
+    """A report is made whatever has become of metrics.jsonl."""
+    drawn = []
+    monkeypatch.setattr(report, "save_figures", lambda folder, drawings: drawn.append(set(drawings)) or True)
+    assert "(loss.png)" in _run(tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    if content is not None:
+        (tmp_path / "metrics.jsonl").write_text(content)
+    text = _run(tmp_path, metrics=None)
+    assert "metrics.jsonl is missing or damaged, so there is no loss curve" in text
+    assert drawn == [{"f1.png", "loss.png", "drift.png"}, {"f1.png", "drift.png"}] and "(loss.png)" not in text
+
+
+def test_damaged_lines_of_a_log_are_left_out(tmp_path):
+    lines = ['{"step": 1, "loss": 2.0}', "{oops", '{"step": 2, "loss": NaN}', '{"step": 3, "loss": 1.0}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    curves, bad = report.losses(report.read_metrics(tmp_path / "metrics.jsonl"))
+    assert bad == 1 and curves[""][:2].tolist() == [[1, 3], [2, 1]]
+
+
+def test_a_report_of_a_record_that_is_not_written_yet(tmp_path, monkeypatch):
+    """A job writes its report first, and then the file that says that it is complete."""
+    monkeypatch.setattr(report, "save_figures", lambda *_: True)
+    text = _run(tmp_path)
+    (tmp_path / "results.json").unlink()
+    (tmp_path / "report.md").unlink()
+    report.write_report(tmp_path, RESULTS)
+    assert (tmp_path / "report.md").read_text(encoding="utf-8") == text and not (tmp_path / "results.json").exists()
 
 
 def test_a_failed_report_leaves_the_old_one(tmp_path, monkeypatch):
