@@ -1,6 +1,8 @@
 """Encoders of texts: a BERT, one half of a DPR, or a sentence-transformers directory of a BERT."""
 
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -78,6 +80,20 @@ class Encoder:
         """Tokens of the longest text, [CLS] and [SEP] included."""
         positions = self.config.max_position_embeddings
         return min(positions, self.layout.max_tokens or positions)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of all that decides a text's vector: sizes, parameters, tokenizer and layout."""
+        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        for changing in ("truncation", "padding"):  # as of the latest call
+            tokenizer.pop(changing)
+        layout = dataclasses.asdict(self.layout) | {"folder": ""}
+        made = hashlib.sha256(json.dumps([dataclasses.asdict(self.config), layout, tokenizer]).encode())
+        for group in ("embeddings", "layers"):
+            for name, value in sorted(self.params[group].items()):
+                made.update(name.encode())
+                made.update(np.ascontiguousarray(value))
+        return made.hexdigest()
 
     def embed_questions(self, questions: Sequence[str]) -> np.ndarray:
         """The vectors of some questions, float32 [questions, D]."""

@@ -83,9 +83,11 @@ class BaseSystem:
 
     Attributes:
       setup: what it is made from.
+      earlier_s: seconds of the work of earlier runs that `prepare` did not have to do again.
     """
 
     setup: Setup
+    earlier_s = 0.0
 
     def prepare(self, documents: Sequence[Document]) -> None:
         """Nothing is prepared."""

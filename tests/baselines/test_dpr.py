@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import tiny_bert
 
-from selfparam_jax.baselines.dpr import SYSTEM, DprOptions, split_title
+from selfparam_jax.baselines._encoded import embed_once, split_title
+from selfparam_jax.baselines.dpr import SYSTEM, DprOptions
+from selfparam_jax.checkpoints.encoder import Encoder, load_encoder
 from selfparam_jax.data.documents import Document, Question
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.evaluation.systems import Setup
@@ -81,6 +83,48 @@ def test_two_encoders(tiny_model, tmp_path):
         system.prepare(DOCUMENTS)
     np.testing.assert_allclose(two.scores("mill"), -3.0 * one.scores("mill"), atol=1e-3)
     np.testing.assert_allclose(other.scores("mill"), 9.0 * one.scores("mill"), atol=1e-3)
+
+
+def test_vectors_are_kept_for_the_same_encoder_and_passages(tiny_model, tmp_path, monkeypatch):
+    encoder = save_counting(tmp_path / "encoder")
+    setup = dataclasses.replace(setup_for(tiny_model, encoder), directory=tmp_path / "work" / "dpr")
+    first = SYSTEM.make(setup)
+    first.prepare(DOCUMENTS)
+    (kept,) = setup.directory.iterdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(Encoder, "embed_passages", None)  # nothing is computed
+        again = SYSTEM.make(setup)
+        again.prepare(DOCUMENTS)
+    np.testing.assert_array_equal(again.vectors, first.vectors)
+    assert first.earlier_s == 0 < again.earlier_s
+    again.prepare(DOCUMENTS[::-1])
+    np.testing.assert_array_equal(again.vectors, first.vectors[::-1])
+    assert len(list(setup.directory.iterdir())) == 2
+    kept.write_bytes(kept.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=f"{kept} is damaged: .* Remove it; the vectors are computed again"):
+        again.prepare(DOCUMENTS)
+
+
+@pytest.mark.parametrize("change", ["weights", "words", "layout", "titles"])
+def test_vectors_of_another_encoder_are_not_taken(tmp_path, change):
+    """Its name may be the same."""
+    one = load_encoder(save_counting(tmp_path))
+    one.tokenizer("a", truncation=True, max_length=8)  # leaves a trace in the tokenizer, none in the fingerprint
+    assert one.fingerprint == load_encoder(tmp_path).fingerprint
+    titles, texts = ["ava", "bor"], ["ava has a mill", "bor has a river"]
+    kept, _ = embed_once(one, titles, texts, tmp_path / "work")
+    if change == "weights":
+        tensors = counting()
+        tensors["encoder.layer.0.output.LayerNorm.weight"] *= 2.0
+        tiny_bert.save_encoder(tmp_path, WORDS, tensors, num_hidden_layers=1)
+    elif change == "words":
+        tiny_bert.save_encoder(tmp_path, [*WORDS[:2][::-1], *WORDS[2:]], counting(), num_hidden_layers=1)
+    elif change == "layout":
+        tiny_bert.make_sentence_encoder(tmp_path, {"pooling_mode_mean_tokens": True})
+    else:
+        titles = ["", "bor"]
+    found, earlier_s = embed_once(load_encoder(tmp_path), titles, texts, tmp_path / "work")
+    assert earlier_s == 0 and np.abs(found - kept).max() > 0.1
 
 
 def test_encoders_that_cannot_be_compared(tiny_model, tmp_path):
