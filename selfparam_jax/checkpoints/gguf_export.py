@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from selfparam_jax.checkpoints.companions import gguf_file
 from selfparam_jax.checkpoints.export import (
@@ -225,14 +226,19 @@ def _special_tokens(model: Model) -> Iterator[tuple[str, Any, Any, Any]]:
     tokenizer = model.tokenizer
     ids = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "padding": tokenizer.pad_token_id}
     others = [token for token in model.end_ids if token != tokenizer.eos_token_id]
+    if len(others) > 2:
+        logging.warning(
+            "GGUF names three ends of text, but the model has %d: tokens %s do not end an answer there unless "
+            "llama.cpp knows their names", len(others) + 1, others[2:],
+        )  # fmt: skip
     ids |= dict(zip(("eot", "eom"), others, strict=False)) | {"unknown": tokenizer.unk_token_id}
     for role, index in ids.items():
         if index is not None:
             yield f"tokenizer.ggml.{role}_token_id", index, Kind.UINT32, None
     starts = tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
     yield "tokenizer.ggml.add_bos_token", starts, Kind.BOOL, None
-    if isinstance(tokenizer.chat_template, str):
-        yield "tokenizer.chat_template", tokenizer.chat_template, Kind.STRING, None
+    if tokenizer.chat_template:
+        yield "tokenizer.chat_template", tokenizer.get_chat_template(), Kind.STRING, None  # of several, the default
 
 
 def _pre_tokenizer(tokenizer: Any, made: dict) -> str:

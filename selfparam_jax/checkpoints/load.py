@@ -213,6 +213,9 @@ def _generation_config(directory: Path) -> dict:
         raise ValueError(f"{path} cannot be read: {error}. Get the file again, or delete it.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected an object. Get the file again.")
+    ends = content.get("eos_token_id")
+    if any(each is not None and type(each) is not int for each in (ends if isinstance(ends, list) else [ends])):
+        raise ValueError(f"{path} has eos_token_id = {ends!r}, expected a token id or a list of them. Correct it.")
     return content
 
 

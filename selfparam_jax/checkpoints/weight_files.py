@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
@@ -138,7 +139,12 @@ class TorchBinSource:
                 mapped = zipfile.is_zipfile(path)
                 tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
                 shapes = {name: tensor.shape for name, tensor in tensors.items()}
-            except Exception as error:  # pickle, zip and torch each have their own
+            except pickle.UnpicklingError as error:  # torch's own text advises to run what is in the file
+                raise ValueError(
+                    f"{path} is damaged, or holds more than tensors, which is not read because it could run code. "
+                    "Get the file again, or use safetensors."
+                ) from error
+            except Exception as error:  # zip and torch each have their own
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise ValueError(
                     f"{path} is not a whole file of torch tensors: {reason}. Get the file again, or use safetensors."
@@ -155,7 +161,7 @@ class TorchBinSource:
         return tuple(self._tensors[name].shape)
 
     def read(self, name: str, index: Index) -> np.ndarray:
-        tensor = self._tensors[name][index].contiguous()
+        tensor = self._tensors[name].detach()[index].contiguous()  # a file may hold parameters
         if tensor.dtype == self._torch.bfloat16:  # numpy has no such type of its own
             return tensor.view(self._torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()

@@ -31,10 +31,11 @@ def render_conversation(tokenizer: Any, messages: Sequence[dict], **options: Any
     Raises:
       ValueError: the template refuses the conversation.
     """
-    template, day = tokenizer.chat_template, date_of(tokenizer)
-    if isinstance(template, str) and "strftime_now" in template:
-        options["chat_template"] = _fixed_day(day) + template
+    day = date_of(tokenizer)
     try:
+        template = tokenizer.get_chat_template()  # of several, the default one
+        if "strftime_now" in template:
+            options["chat_template"] = _fixed_day(day) + template
         return tokenizer.apply_chat_template(
             list(messages), tokenize=False, date_string=day.strftime("%d %b %Y"), **options
         )
@@ -145,17 +146,46 @@ def split_template(tokenizer: Any) -> ChatTemplate:
     if any(single.count(text) != 1 for text in texts[2:]) or any(both.count(text) != 1 for text in texts):
         raise ValueError(_REFUSAL)
     close = single[single.index(texts[3]) + len(texts[3]) :]
-    # Where the first exchange ends, and where it begins: the longer conversation has it more than the other.
-    end = both.index(texts[1]) + len(texts[1]) + len(close)
-    begin = end - (len(both) - len(single))
-    if begin < 0 or both[:begin] != single[:begin] or both[end:] != single[begin:]:
+    before, between = single.split(texts[2])[0], both.split(texts[1])[1].split(texts[2])[0]
+    start, closed = _place_cuts(before, between, close, tokenizer.all_special_tokens)
+    if not both.startswith(start):
         raise ValueError(_REFUSAL)
-    earlier, last = _marks(both[begin:end], *texts[:2]), _marks(single[begin:], *texts[2:])
-    expected = single[:begin] + earlier.exchange(*texts[:2]) + earlier.exchange("U", "A") + last.exchange(*texts[2:])
+    end = both.index(texts[1]) + len(texts[1]) + closed
+    earlier, last = _marks(both[len(start) : end], *texts[:2]), _marks(single[len(start) :], *texts[2:])
+    expected = start + earlier.exchange(*texts[:2]) + earlier.exchange("U", "A") + last.exchange(*texts[2:])
     if render(*texts[:2], "U", "A", *texts[2:]) != expected:
         raise ValueError(_REFUSAL)
     strips = render(f" {texts[2]} ", f" {texts[3]} ") == single
-    return ChatTemplate(single[:begin], earlier, last, strips)
+    return ChatTemplate(start, earlier, last, strips)
+
+
+def _place_cuts(before: str, between: str, close: str, special: Sequence[str]) -> tuple[str, int]:
+    """Where a conversation's first turn begins, and where an exchange that another follows ends.
+
+    A turn mostly ends in the same way everywhere. Some templates write a token more at the very end (Phi-3), others
+    white space more between turns (OLMo 2).
+
+    Args:
+      before: text before the user's words in a conversation of one exchange: the start, and what opens the turn.
+      between: text between the assistant's words and the user's next: what closes a turn, and what opens one.
+      close: text after the assistant's words at the end of a conversation.
+      special: names of the special tokens.
+
+    Returns:
+      the start, and how much of `between` closes the turn.
+
+    Raises:
+      ValueError: the turns are opened in different ways.
+    """
+    closes = [close, *(close.removesuffix(name) for name in special if name and close.endswith(name))]
+    cuts = [len(each) for each in closes if between.startswith(each)]
+    if between.startswith(close):
+        rest = between[len(close) :]
+        cuts += range(len(close) + 1, len(between) - len(rest.lstrip()) + 1)
+    for cut in cuts:
+        if before.endswith(between[cut:]):
+            return before[: len(before) - len(between[cut:])], cut
+    raise ValueError(_REFUSAL)
 
 
 def end_of_turn(tokenizer: Any) -> str:

@@ -93,7 +93,9 @@ def test_gguf_export(tmp_path, case, quantization):
     """The adapter merged, read again: the same to the rounding; tokenizer, template and ends are kept."""
     tiny.save_checkpoint(tmp_path / "base", case, eos_token_id=[1, 9])
     base = load_model(tmp_path / "base")
-    lora = adapter_for(base)
+    lora, template = adapter_for(base), base.tokenizer.chat_template
+    if case == "linear":  # of several templates the file holds the default one
+        base.tokenizer.chat_template = {"tool_use": "{{ tools }}", "default": template}
     out = save_gguf(merge_for_export(base, [(lora, 0.5)]), base, tmp_path / "out", quantization)
     (path,) = out.glob("*.gguf")
     made = load_model(path)
@@ -103,7 +105,7 @@ def test_gguf_export(tmp_path, case, quantization):
     assert result["max_token_kl"] < {"float16": 1e-3, "q8_0": 0.2}[quantization] and result["tokens"] == 48
     text = "in the and 12\n, it's 345."
     assert made.tokenizer(text)["input_ids"] == base.tokenizer(text)["input_ids"]
-    assert made.tokenizer.chat_template == base.tokenizer.chat_template
+    assert made.tokenizer.chat_template == template
     assert made.end_ids == base.end_ids == (1, 9)
     assert made.config.tie_word_embeddings == base.config.tie_word_embeddings
     # From a GGUF file to another one.

@@ -97,7 +97,7 @@ def test_all_ends_of_text_are_known(tmp_path):
     assert load_model(str(tmp_path)).end_ids == (1, 3, 9)
     (tmp_path / "generation_config.json").unlink()
     assert load_model(str(tmp_path)).end_ids == (1, 9)
-    for content in ("{", "[1]"):
+    for content in ("{", "[1]", '{"eos_token_id": ["9"]}', '{"eos_token_id": true}'):
         (tmp_path / "generation_config.json").write_text(content)
         with pytest.raises(ValueError, match=r"generation_config\.json"):
             load_model(str(tmp_path))

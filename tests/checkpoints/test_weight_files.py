@@ -39,17 +39,18 @@ def test_torch_bin_runs_no_code(tmp_path):
             return (open, (str(tmp_path / "created"), "w"))
 
     torch.save({"weight": Evil()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin"):
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin is damaged, or holds more than tensors"):
         TorchBinSource(tmp_path)
     assert not (tmp_path / "created").exists()
 
 
 def test_torch_bin_of_old_versions(tmp_path):
-    """torch before 1.6 wrote no zip archives; these cannot be mapped, but are read as safely."""
+    """torch before 1.6 wrote no zip archives; these cannot be mapped, but are read as safely, parameters too."""
     torch = require("torch")
     model = tiny.save_torch_checkpoint(tmp_path, "gqa")
     path = tmp_path / "pytorch_model.bin"
-    torch.save(torch.load(path), path, _use_new_zipfile_serialization=False)
+    tensors = {name: torch.nn.Parameter(tensor) for name, tensor in torch.load(path).items()}
+    torch.save(tensors, path, _use_new_zipfile_serialization=False)
     config = model_config_from_hf(model.config)
     check_params(load_params(TorchBinSource(tmp_path), config, jnp.float32), tiny.hf_tensors(model), config)
 

@@ -181,8 +181,15 @@ THOUGHT = (
     "{% if loop.last and m['role'] == 'assistant' %}{{ 'think\n\n' }}{% endif %}"
     "{{ m['content'] + '</s>\n' }}{% endfor %}"
 )
+# Phi-3: an EOS more at the end of the conversation. OLMo 2: a line break more between turns.
+ENDED = CHATML.replace("</s>", "<pad>") + "{{ eos_token }}"
+BROKEN_LINES = (
+    "{{ bos_token }}{% for m in messages %}{{ '<pad>' + m['role'] + '\n' + m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '' if loop.last else '\n' }}{% endfor %}"
+)
 DATED = "<s>{{ 'Today ' + strftime_now('%d %b %Y') + '\n' }}" + CHATML
 TEMPLATES = {"chatml": CHATML, "inst": INST, "mistral": MISTRAL, "thought": THOUGHT, "dated": DATED}
+TEMPLATES |= {"ended": ENDED, "broken_lines": BROKEN_LINES}
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -197,7 +204,7 @@ def test_chat_ids_are_those_of_the_whole_conversation(kind, template):
         made, [{"role": roles[n % 2], "content": turn} for n, turn in enumerate(turns)]
     )
     ids = tuple(made(text, add_special_tokens=False)["input_ids"])
-    if template == "chatml":  # every prompt starts with something: BOS, where the template has none
+    if template in ("chatml", "ended"):  # every prompt starts with something: BOS, where the template has none
         ids = (made.bos_token_id, *ids)
     prefix = prompt.context_prefix(CONTEXT)
     assert prefix + prompt.question(QUESTION) + prompt.answer(ANSWER) == ids
@@ -230,6 +237,8 @@ def test_the_date_of_a_template_is_that_of_the_model(monkeypatch):
     for _ in range(2):
         prompt = Prompt("chat", tiny_tokenizer(DATED))
         assert "Today 04 May 2030" in prompt.decode(prompt.start_ids)
+    several = tiny_tokenizer({"default": DATED, "tool_use": "{{ 'tools' }}"})
+    assert "Today 04 May 2030" in prompt.decode(Prompt("chat", several).start_ids)
     told = tiny_tokenizer("{{ '<s>' + date_string }}" + CHATML)
     assert render_conversation(told, [{"role": "user", "content": "x"}]).startswith("<s>04 May 2030")
     with pytest.raises(ValueError, match="date = '4 May', expected a day such as '2026-11-28', or '' for today"):
