@@ -242,6 +242,52 @@ def _not_finite(obj: object, where: str) -> str | None:
     return next((place for place in places if place), None)
 
 
+def write_array(path: str | os.PathLike, array: np.ndarray, bound: bytes = b"") -> None:
+    """Writes a .npy file that ends with the sha256 of the array's bytes, and of `bound`: what it belongs to.
+
+    Readers of .npy files do not look at what follows the array. Use it within `replacing`.
+    """
+    array = np.ascontiguousarray(array)
+    with open(path, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+        file.write(_array_digest(array, bound))
+
+
+def open_array(path: str | os.PathLike, bound: bytes = b"", check: bool = True) -> np.ndarray:
+    """The memory-mapped array that `write_array` wrote.
+
+    Args:
+      path: the file.
+      bound: as it was given to `write_array`.
+      check: False for a file that was checked before.
+
+    Returns:
+      the array, read-only.
+
+    Raises:
+      OSError: there is no such file, or it cannot be read.
+      ValueError: it is cut off or damaged, or belongs to something else.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header can raise anything
+        raise ValueError(f"{path}: got no whole .npy file ({str(error)[:200]!r})") from error
+    if check:
+        with open(path, "rb") as file:
+            file.seek(-min(os.path.getsize(path), hashlib.sha256().digest_size), os.SEEK_END)
+            if file.read() != _array_digest(array, bound):
+                raise ValueError(f"{path}: the checksum at its end is that of other contents, so it was damaged")
+    return array
+
+
+def _array_digest(array: np.ndarray, bound: bytes) -> bytes:
+    found = hashlib.sha256(bound)
+    found.update(memoryview(array).cast("B") if array.size else b"")
+    return found.digest()
+
+
 def flatten(tree: dict) -> dict:
     """{"lora": {"rank": 8}} -> {"lora.rank": 8}."""
     return traverse_util.flatten_dict(tree, sep=".")

@@ -12,7 +12,7 @@ import numpy as np
 
 from selfparam_jax.data.documents import Document, QAPair
 from selfparam_jax.data.prompts import Prompt
-from selfparam_jax.distributed.files import read_lines, replacing, write_lines
+from selfparam_jax.distributed.files import open_array, read_lines, replacing, write_array, write_lines
 from selfparam_jax.inference.decoding import Sampling, generate
 from selfparam_jax.models.decoder import Decoder
 from selfparam_jax.targets.config import TargetConfig
@@ -61,8 +61,9 @@ def keep_replay(
         directory / "sentences.jsonl", ({name: getattr(sentences[i], name) for name in fields} for i in chosen)
     )
     states = np.asarray(teacher.take_all(np.asarray(slots, np.int64)), np.float32)
-    with replacing(directory / "states.npy") as temporary, temporary.open("wb") as file:
-        np.save(file, states, allow_pickle=False)
+    said = (directory / "sentences.jsonl").read_bytes()
+    with replacing(directory / "states.npy") as temporary:
+        write_array(temporary, states, said)
 
 
 def _questions(record: dict) -> list[str]:
@@ -78,6 +79,9 @@ def read_replay(directories: Sequence[pathlib.Path], weight: float, stale: Seque
       weight: factor of their losses.
       stale: for each directory the questions to which there is a newer answer; without a date they are left out. ()
         leaves out none.
+
+    Raises:
+      ValueError: a file is damaged.
     """
     sentences, states = [], []
     for place, directory in enumerate(directories):
@@ -95,7 +99,14 @@ def read_replay(directories: Sequence[pathlib.Path], weight: float, stale: Seque
             before = line.get("before")  # a file of an earlier version has none
             before = None if before is None else tuple(before)
             sentences.append(Sentence("replay", None, ids, weights, None, record, supervision, before=before))
-        states.append(np.load(directory / "states.npy", allow_pickle=False)[kept])
+        try:
+            stored = open_array(directory / "states.npy", (directory / "sentences.jsonl").read_bytes())
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{error}: what is replayed cannot be made again, the model that read it has changed since; restore "
+                f"{directory} from a copy, or run the job in another --workdir"
+            ) from error
+        states.append(stored[kept])
     return Replay(tuple(sentences), np.concatenate(states)) if sentences else None
 
 

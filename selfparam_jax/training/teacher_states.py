@@ -1,7 +1,7 @@
 """The teacher's states for all sentences of an injection, read once and stored: in memory, or in files.
 
-Each context has one file, named by everything that its states depend on: a file that exists is right, and a change of
-anything leads to another file.
+Each context has one file, named by everything that its states depend on: a change of anything leads to another file. A
+file ends with a checksum of its contents; where it is damaged, the teacher reads again.
 """
 
 import hashlib
@@ -14,16 +14,17 @@ from collections.abc import Callable, Sequence
 import jax
 import ml_dtypes
 import numpy as np
+from absl import logging
 
 from selfparam_jax.data.packing import NO_SLOT
-from selfparam_jax.distributed.files import replacing_own
+from selfparam_jax.distributed.files import open_array, replacing_own, write_array
 from selfparam_jax.distributed.mesh import all_agree, share_of, sum_of_shares
 from selfparam_jax.inference.prefix import LEAST_SHARED, read_prefixes
 from selfparam_jax.models.attention import BLOCKS
 from selfparam_jax.targets.sentences import Sentence, context_groups
 from selfparam_jax.training.teacher import Reader, read_context, read_without_context
 
-FORMAT = 1  # of the files; a new number makes all old ones unknown
+FORMAT = 2  # of the files; a new number makes all old ones unknown
 
 
 class Store:
@@ -106,18 +107,19 @@ def _alike(texts: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
 
 
 def _save(path: pathlib.Path, states: np.ndarray) -> None:
-    with replacing_own(path) as temporary, open(temporary, "wb") as file:
+    with replacing_own(path) as temporary:
         # .npy has no bfloat16: its bits are stored as integers.
-        np.save(file, states.view(np.uint16) if states.dtype == ml_dtypes.bfloat16 else states, allow_pickle=False)
+        write_array(temporary, states.view(np.uint16) if states.dtype == ml_dtypes.bfloat16 else states)
 
 
-def _open(path: pathlib.Path, count: int, reader: Reader) -> np.ndarray | None:
-    """The memory-mapped states of a file, or None if it is missing or incomplete."""
+def _open(path: pathlib.Path, count: int, reader: Reader, check: bool) -> np.ndarray | None:
+    """The memory-mapped states of a file, or None if it is missing or damaged; `check` reads all of it."""
     if not path.exists():
         return None
     try:
-        states = np.lib.format.open_memmap(path, mode="r")
-    except Exception:  # a damaged header can raise anything: the states are computed again
+        states = open_array(path, check=check)
+    except ValueError as error:
+        logging.warning("%s; the teacher reads these sentences again", error)
         return None
     dtype = np.dtype(reader.model.dtype)
     states = states.view(dtype) if states.dtype == np.uint16 else states
@@ -158,12 +160,12 @@ def teacher_store(
             prefix = reader.start_ids if context is None else prefixes[context]
             files[context] = own / f"{digest(reader, prefix, chosen)}.npy"
 
-    def open_part(context) -> np.ndarray | None:
+    def open_part(context, check: bool = False) -> np.ndarray | None:
         share = share_of(counts[context])
-        return _open(files[context], share.stop - share.start, reader) if files else None
+        return _open(files[context], share.stop - share.start, reader, check) if files else None
 
     # A context that one process has lost is read again by all of them: they can only read together.
-    there = all_agree([open_part(context) is not None for context in groups])
+    there = all_agree([open_part(context, check=True) is not None for context in groups])
     missing = [context for context, has in zip(groups, there, strict=True) if not has]
     runs = _alike([prefixes[context] for context in missing if context is not None])
     reading = itertools.chain.from_iterable(read_prefixes(reader.model, reader.variables, run) for run in runs)

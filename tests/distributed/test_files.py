@@ -115,6 +115,25 @@ def test_the_digest_of_a_file(tmp_path):
     assert files.digest(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
+@pytest.mark.parametrize("array", [np.arange(12, dtype=np.float32).reshape(3, 4), np.ones(5, np.uint16)])
+def test_arrays_with_a_checksum(tmp_path, array):
+    path = tmp_path / "a.npy"
+    files.write_array(path, array, b"sentences")
+    np.testing.assert_array_equal(files.open_array(path, b"sentences"), array)
+    np.testing.assert_array_equal(np.load(path), array)  # others read it too
+    with pytest.raises(ValueError, match=r"a\.npy: the checksum at its end is that of other contents"):
+        files.open_array(path, b"other sentences")
+    whole = path.read_bytes()
+    for place in (-40, -33, -32, -1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[len(whole) + place + 1 :])
+        with pytest.raises(ValueError, match=r"a\.npy: "):
+            files.open_array(path, b"sentences")
+    for cut in (0, 40, 128, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match=r"a\.npy: "):
+            files.open_array(path, b"sentences")
+
+
 # --- files that are damaged ---------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from selfparam_jax.distributed import files
 from selfparam_jax.jobs import batch, inputs
 from selfparam_jax.jobs.run import run_job
 from selfparam_jax.jobs.settings import RENAMED
-from selfparam_jax.jobs.workdir import LISTED, changed_inputs, digest_inputs, read_workdir
+from selfparam_jax.jobs.workdir import LISTED, MetricsLog, changed_inputs, digest_inputs, read_workdir
 
 
 class Stopped(Exception):
@@ -186,11 +186,32 @@ def test_a_work_directory_without_its_inputs_is_refused(config, tmp_path):
         inputs.prepare(config, tmp_path / "run")
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"model_type": "llama"}'])
+@pytest.mark.parametrize("content", ["{}", '{"model_type": "llama"}', '{"config": 1, "base_fingerprint": "f"}'])
 def test_another_config_json_is_no_work_directory(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match="is not a job's; give the --workdir of a job"):
         read_workdir(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"config": {'])
+def test_a_damaged_config_json_is_named_with_what_to_do(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(
+        ValueError, match=r"config\.json: got .*restore it from a copy, or run the job again in anoth"
+    ):
+        read_workdir(tmp_path)
+
+
+LOG = b'{"step": 1, "loss": 2.0}\n{"step": 2, "loss": NaN}\nnonsense\n\0\0\n{"loss": 1}\n{"step": "3"}\n{"step": 4}'
+
+
+def test_a_damaged_log_keeps_no_job_from_going_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(LOG)
+    log = MetricsLog(path, first=3)
+    log.write({"step": 4, "loss": 1.0})
+    log.close()
+    assert path.read_text() == '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": NaN}\n{"step": 4, "loss": 1.0}\n'
 
 
 def test_a_work_directory_is_read_from_anywhere(config, tmp_path, monkeypatch):

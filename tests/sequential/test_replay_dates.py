@@ -69,6 +69,21 @@ def test_nothing_is_left_where_all_is_out_of_date(tmp_path):
     assert read_replay([tmp_path], 1.0, [{HEAD}]) is None
 
 
+@pytest.mark.parametrize("name", ["states.npy", "sentences.jsonl"])
+def test_damaged_files_are_not_replayed(tmp_path, name):
+    keep_replay(tmp_path, SENTENCES[:4], FIRST[:4], States(), 9, 0)
+    whole = (tmp_path / name).read_bytes()
+    place = len(whole) - 40
+    (tmp_path / name).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(ValueError, match="cannot be made again"):
+        read_replay([tmp_path], 1.0)
+    (tmp_path / name).write_bytes(whole)
+    assert read_replay([tmp_path], 1.0)
+    (tmp_path / "states.npy").unlink()
+    with pytest.raises(ValueError, match=r"restore .* from a copy, or run the job in another"):
+        read_replay([tmp_path], 1.0)
+
+
 def dated(name, date, *pairs):
     return Document("Text.", id=name, qa_pairs=tuple(QAPair(*pair) for pair in pairs), metadata={"date": date})
 

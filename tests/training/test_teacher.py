@@ -544,6 +544,10 @@ GARBAGE = {
     "too few rows": changed_npy(lambda states: states[:-1]),
     "too narrow": changed_npy(lambda states: states[:, :-1]),
     "another dtype": changed_npy(lambda states: states.astype(np.float64)),
+    "200 zeroed bytes": lambda whole: whole[:1500] + bytes(200) + whole[1700:],
+    "one bit of the last state": lambda whole: whole[:-33] + bytes([whole[-33] ^ 1]) + whole[-32:],
+    "one bit of the checksum": lambda whole: whole[:-1] + bytes([whole[-1] ^ 1]),
+    "no checksum": lambda whole: whole[:-32],
     "bits of bfloat16": changed_npy(lambda states: states.astype(np.uint16)),
 }
 
