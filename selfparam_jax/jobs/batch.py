@@ -66,7 +66,6 @@ def run_batch(job: Job, began: float) -> dict:
             merged = merge_for_export(job.model, [(done.lora, job.recipe.lora.scale)])
             save_model(merged, job.model, job.workdir / "merged", dtype)
     timing = {
-        "total_s": time.perf_counter() - began,
         "load_s": loaded - began,
         "bounds_s": bounded - loaded,
         "teacher_s": done.teacher_s,
@@ -77,4 +76,4 @@ def run_batch(job: Job, began: float) -> dict:
     }
     extra = {"resumed_from": done.resumed_from} if done.resumed_from else {}
     extra |= {"reach": reach} if reach else {}
-    return write_results(job, answers, drift, timing, {"steps": done.steps, "fill": done.fill}, extra)
+    return write_results(job, began, answers, drift, timing, {"steps": done.steps, "fill": done.fill}, extra)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,14 +20,17 @@ from selfparam_jax.reports import report
 from selfparam_jax.targets.write_pairs import describe_written
 
 
-def write_results(job: Job, answers: dict, drift: dict, timing: dict, training: dict, extra: dict) -> dict:
+def write_results(
+    job: Job, began: float, answers: dict, drift: dict, timing: dict, training: dict, extra: dict
+) -> dict:
     """Writes the results of a job and its report.
 
     Args:
       job: what was run.
+      began: when it was started, by `time.perf_counter`.
       answers: per system its answers, per document and question.
       drift: of `evaluation.drift.measure_drift`.
-      timing: seconds of the phases.
+      timing: seconds of the phases; "total_s" is added to them, the intervals of the scores included.
       training: "steps" and "fill".
       extra: what else belongs into results.json.
 
@@ -65,7 +69,7 @@ def write_results(job: Job, answers: dict, drift: dict, timing: dict, training: 
         "measured": {name: found | _per_question(answers.get(name)) for name, found in measured.items()},
         "against_injected": _against(answers.get(INJECTED), {name: answers[name] for name in names}, job),
         "drift": drift,
-        "timing": timing,
+        "timing": {"total_s": 0.0, **timing},
         **training,
         "compilations": dataclasses.asdict(start_backend(cache=True)),
         "per_context": per_context,
@@ -75,6 +79,7 @@ def write_results(job: Job, answers: dict, drift: dict, timing: dict, training: 
         "recipe": job.record,
         **extra,
     }
+    results["timing"]["total_s"] = time.perf_counter() - began
     ordered = {name: answers[name] for name in names}
     records = name_passages(job.documents, questions.predictions(job.documents, ordered))
     files.write_lines(job.workdir / "predictions.jsonl", records)

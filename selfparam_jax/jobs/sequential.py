@@ -69,7 +69,6 @@ def run_sequential(job: Job, began: float) -> dict:
     names = ("teacher_s", "train_s", "steps", "sentence_tokens")
     totals = {name: sum(note[name] for note in notes) for name in names}
     timing = {
-        "total_s": time.perf_counter() - began,
         "load_s": loaded - began,
         "bounds_s": bounded - loaded,
         "teacher_s": totals["teacher_s"],
@@ -99,7 +98,7 @@ def run_sequential(job: Job, began: float) -> dict:
             answers[entry.name], summary = measure_sequences(job, setup, cut, entry)
             extra.setdefault("sequential_systems", {})[entry.name] = summary
     timing["compare_s"] = time.perf_counter() - began_comparing
-    return write_results(job, {**answers, INJECTED: injected}, drift, timing, training, extra)
+    return write_results(job, began, {**answers, INJECTED: injected}, drift, timing, training, extra)
 
 
 def measure_sequences(
@@ -132,22 +131,20 @@ def _system_sequence(
 ) -> tuple[list[dict], list[dict]]:
     """Evaluations after each number of documents, and the seconds of each training; finished ones are read."""
     folder = measured_path(job.workdir, entry.name).parent / f"{sequence.number:03d}"
-    rows, notes, adapters = [], [], []
+    rows, notes, growing = [], [], sequences.GrowingModel(setup.base)
     for done in range(len(sequence.sources) + 1):
         if done:
             directory = folder / f"{done - 1:03d}"
-            now = sequences.current_model(setup.base, adapters)
-            now = dataclasses.replace(now, fingerprint=f"{setup.base.fingerprint}+{entry.name}{done - 1}")
+            now = dataclasses.replace(growing.model(), fingerprint=f"{setup.base.fingerprint}+{entry.name}{done - 1}")
             system = entry.make(dataclasses.replace(system_setup(job, entry, directory), model=now, general=None))
             directory.mkdir(parents=True, exist_ok=True)
             system.prepare(chosen_pairs(job, sequence.sources[done - 1].passages, directory))
-            adapters.append((system.lora, system.recipe.lora.scale))
+            growing.add_adapter(system.lora, system.recipe.lora.scale)
             notes.append({"seconds": system.train_s})
         path = folder / "evaluations" / f"{done:03d}.json"
         if not path.exists():
-            model = sequences.current_model(setup.base, adapters)
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_json(path, sequences.evaluate_model(setup, model, sequence.documents))
+            files.write_json(path, sequences.evaluate_model(setup, growing.model(), sequence.documents))
         rows.append(files.read_json(path, keys=("answers", "drift")))
         logging.info("%s, after %d of %d documents", entry.name, done, len(sequence.sources))
     return rows, notes

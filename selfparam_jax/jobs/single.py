@@ -85,7 +85,6 @@ def run_single(job: Job, began: float) -> dict:
     answers |= measure_trained(job, lambda number: read_adapter(job, directories[number]))
     totals["compare_s"] = time.perf_counter() - began_comparing
     timing = {
-        "total_s": time.perf_counter() - began,
         "load_s": loaded - began,
         "bounds_s": bounded - loaded,
         **totals,
@@ -98,7 +97,7 @@ def run_single(job: Job, began: float) -> dict:
         spread = {"f1_mean": np.mean(f1), "f1_std": np.std(f1), "f1_min": min(f1), "f1_max": max(f1)}
     extra = {"spread": {name: float(value) for name, value in spread.items()}}
     training = {"steps": steps, "fill": float(np.mean(fills))}
-    return write_results(job, {**answers, "injected": injected}, mean_numbers(drifts), timing, training, extra)
+    return write_results(job, began, {**answers, "injected": injected}, mean_numbers(drifts), timing, training, extra)
 
 
 def inject_single(job: Job, documents: Sequence[Document], directory: pathlib.Path, label: str) -> dict:

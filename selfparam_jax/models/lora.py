@@ -7,6 +7,7 @@ scale * a @ b`, and any of them can be left out of it again.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -168,28 +169,101 @@ class LazyKernel:
         return np.asarray(self.merged(), dtype)
 
 
-@jax.jit
-def merge_kernel(kernel: jax.Array, parts: tuple) -> jax.Array:
+def merge_kernel(kernel: jax.Array, parts: Sequence[tuple]) -> jax.Array:
     """A kernel [layers, in, out] with the deltas of some adapters, each (a, b, scale), added in float32."""
-    a, b = _concatenate(parts)
+    total = None
+    for part in parts:
+        total = _add_part(kernel, total, part)
+    return apply_delta(kernel, total)
+
+
+# One delta at a time: a program that took all adapters at once would be another one for every number of them.
+@functools.partial(jax.jit, donate_argnums=0)
+def add_delta(total: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
+    """A sum of deltas [layers, in, out], float32, with `scale * a @ b` added; its memory is given away."""
     # Some accelerators multiply float32 with fewer bits unless told not to.
-    delta = jnp.einsum("ldr,lrf->ldf", a, b, precision=jax.lax.Precision.HIGHEST)
-    return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
+    return total + jnp.einsum("ldr,lrf->ldf", a, scale * b, precision=jax.lax.Precision.HIGHEST)
+
+
+@jax.jit
+def apply_delta(kernel: jax.Array, total: jax.Array) -> jax.Array:
+    """A kernel with a sum of deltas added, rounded once to the kernel's dtype."""
+    return (kernel.astype(jnp.float32) + total).astype(kernel.dtype)
+
+
+def _add_part(kernel: jax.Array, total: jax.Array | None, part: tuple) -> jax.Array:
+    """The sum of a kernel's deltas with one more (a, b, scale); None stands for none yet."""
+    if total is None:
+        total = jnp.zeros_like(kernel, jnp.float32)
+    return add_delta(total, *part)
+
+
+class DeltaSum:
+    """The float32 sum of the deltas of adapters that come one after another, so that none has to be read again.
+
+    It is kept in the host's memory. The same adapters in the same order give the bits of `merge_adapters`.
+    """
+
+    def __init__(self, params: dict):
+        """Args:
+        params: the base's tree.
+        """
+        self._params = params
+        self._totals: dict[tuple[str, str], jax.Array] = {}
+
+    def add(self, lora: dict, scale: float) -> None:
+        """Adds `scale * a @ b` of an adapter.
+
+        Raises:
+          ValueError: it is for other kernels.
+        """
+        for (module, name), (part,) in _by_projection([(lora, scale)]).items():
+            kernel = _adapted_kernel(self._params, module, name, part)
+            total = self._totals.pop((module, name), None)
+            if total is not None:
+                total = jax.device_put(total, kernel.sharding)
+            self._totals[module, name] = _in_host_memory(_add_part(kernel, total, part))
+
+    def merged(self) -> dict:
+        """The base with the sum added, rounded once to each kernel's dtype."""
+        merged = _copied(self._params)
+        for (module, name), total in self._totals.items():
+            entry = merged["layers"][module][name]
+            on_device = jax.device_put(total, entry["kernel"].sharding)
+            merged["layers"][module][name] = {**entry, "kernel": apply_delta(entry["kernel"], on_device)}
+        return merged
+
+
+def _in_host_memory(x: jax.Array) -> jax.Array:
+    """The same array, laid out over the devices as it is, in the memory of their hosts; on CPU it is there."""
+    if next(iter(x.devices())).platform == "cpu":
+        return x
+    return jax.device_put(x, x.sharding.with_memory_kind("pinned_host"))
+
+
+def _copied(params: dict) -> dict:
+    """The same tree, in which entries of layers can be replaced."""
+    return {**params, "layers": {module: dict(entries) for module, entries in params["layers"].items()}}
+
+
+def _adapted_kernel(params: dict, module: str, name: str, part: tuple) -> jax.Array:
+    """The kernel that (a, b, scale) is for. Raises ValueError if it has another shape, or there is none."""
+    entry = params["layers"].get(module, {}).get(name)
+    if entry is None or entry["kernel"].shape != _kernel_shape(part):
+        found = "no such kernel" if entry is None else f"a kernel of shape {entry['kernel'].shape}"
+        raise ValueError(
+            f"the model has {found} for {module}.{name}, but the adapter is for one of shape "
+            f"{_kernel_shape(part)}; give the model that it was trained on"
+        )
+    return entry["kernel"]
 
 
 def _replace_kernels(params: dict, adapters: Sequence[tuple[dict, float]], make: Callable) -> dict:
     """A tree like `params` with `make(kernel, parts)` in place of every adapted kernel."""
-    merged = dict(params)
-    merged["layers"] = {module: dict(entries) for module, entries in params["layers"].items()}
+    merged = _copied(params)
     for (module, name), parts in _by_projection(adapters).items():
-        entry = params["layers"].get(module, {}).get(name)
-        if entry is None or entry["kernel"].shape != _kernel_shape(parts[0]):
-            found = "no such kernel" if entry is None else f"a kernel of shape {entry['kernel'].shape}"
-            raise ValueError(
-                f"the model has {found} for {module}.{name}, but the adapter is for one of shape "
-                f"{_kernel_shape(parts[0])}; give the model that it was trained on"
-            )
-        merged["layers"][module][name] = {**entry, "kernel": make(entry["kernel"], parts)}
+        kernel = _adapted_kernel(params, module, name, parts[0])
+        merged["layers"][module][name] = {**merged["layers"][module][name], "kernel": make(kernel, parts)}
     return merged
 
 

@@ -169,5 +169,5 @@ def _trace_merge(workload, config, mesh, lora):
         for name, factors in entries.items()
     ]
     kernel, factors = max(kernels, key=lambda each: each[0].size)
-    scale = _shape(dtype=jnp.float32)
-    return adapters.merge_kernel.trace(kernel, ((factors["a"], factors["b"], scale),))
+    total = jax.ShapeDtypeStruct(kernel.shape, jnp.float32, sharding=kernel.sharding)
+    return adapters.add_delta.trace(total, factors["a"], factors["b"], _shape(dtype=jnp.float32))

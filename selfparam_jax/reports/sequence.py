@@ -53,7 +53,7 @@ def _draw_matrices(found: dict) -> "Figure":
     """F1 of every document after every injection, one panel per sequence."""
     from matplotlib.ticker import MaxNLocator
 
-    matrices = [np.asarray(matrix) for matrix in found["f1"]["matrices"]]
+    matrices = [np.asarray(matrix, np.float64) for matrix in found["f1"]["matrices"]]  # None becomes NaN
     figure = new_figure(4.6 * len(matrices) + 0.6, 4.9)
     panels = figure.subplots(1, len(matrices), squeeze=False)[0]
     for number, (matrix, panel) in enumerate(zip(matrices, panels, strict=True), start=1):

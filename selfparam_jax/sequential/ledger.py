@@ -138,11 +138,12 @@ class Ledger:
             "rank": _rank(arrays),
             "adapter_digest": adapter_digest(arrays),
         }
-        for known in self.active():
-            if _entry(known.number, known.parent, content) == known:
-                return known
-        statuses = self._statuses()
-        entry = _entry(len(statuses) + 1, next(reversed(statuses), ""), content)
+        statuses, parent = self._statuses(), ""
+        for number, (id, status) in enumerate(statuses.items(), 1):  # no file of an entry is read: there may be many
+            if status == ACTIVE and _entry(number, parent, content).id == id:
+                return self._read_entry(id)
+            parent = id
+        entry = _entry(len(statuses) + 1, parent, content)
         target = self.directory / entry.id
         shutil.rmtree(target, ignore_errors=True)  # of an append that was stopped before ledger.json named it
         write_adapter(target, "entry.json", dataclasses.asdict(entry), arrays)

@@ -23,9 +23,9 @@ from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.distributed import files
 from selfparam_jax.evaluation import drift, questions
 from selfparam_jax.evaluation.likelihood import question_log_likelihoods
-from selfparam_jax.models.lora import merge_adapters
+from selfparam_jax.models.lora import DeltaSum, merge_adapters
 from selfparam_jax.sequential.config import SequentialConfig
-from selfparam_jax.sequential.ledger import Ledger
+from selfparam_jax.sequential.ledger import Entry, Ledger
 from selfparam_jax.sequential.replay import (
     generate_replay_pairs,
     join_replays,
@@ -135,41 +135,71 @@ def run_sequence(setup: SequenceSetup, sequence: DocumentSequence) -> dict:
     """Injects and evaluates; resumes after the last finished step.
 
     Returns:
-      {"rows": what `evaluate_model` gives after each number of injections, "entries": ids of the ledger's entries,
-      "notes": time, steps and tokens of each injection}.
+      {"rows": what `evaluate_model` gives after each number of injections, the "answers" only of the last, "entries":
+      ids of the ledger's entries, "notes": time, steps and tokens of each injection}.
 
     Raises:
       ValueError: an injection has been taken out of the ledger.
       training.inject.Interrupted: a stop was requested; the last step is saved.
     """
     ledger, count = sequence.ledger(setup.base), len(sequence.sources)
-    if len(ledger.active()) < len(ledger.entries()):
+    entries = [entry.id for entry in ledger.active()]
+    if len(entries) < len(ledger.entries()):
         raise ValueError(
             f"{sequence.directory}: injections have been taken out of this ledger; choose another --workdir"
         )
-    rows, model = [], None
+    rows, growing = [], GrowingModel(setup.base)
     for done in range(count + 1):
         path = sequence.directory / "evaluations" / f"{done:03d}.json"
-        if len(ledger.active()) < done:
-            inject_next(setup, sequence, done - 1, model or current_model(setup.base, ledger.adapters()), ledger)
-            model = None
+        if len(entries) < done:
+            growing.add(ledger, entries)
+            entries.append(inject_next(setup, sequence, done - 1, growing.model(), ledger, entries[-1:]).id)
         if not path.exists():
-            model = current_model(setup.base, ledger.adapters()[:done])
+            growing.add(ledger, entries[:done])
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_json(path, evaluate_model(setup, model, sequence.documents))
-        rows.append(files.read_json(path))
+            files.write_json(path, evaluate_model(setup, growing.model(), sequence.documents))
+        row = files.read_json(path)
+        if rows:
+            rows[-1].pop("answers")  # of all rows they would be the square of the documents
+        rows.append(row)
         logging.info("sequence %d, after %d of %d: F1 %s", sequence.number, done, count, _means(rows[-1], done))
     notes = [files.read_json(sequence.injection_directory(index) / "injected.json") for index in range(count)]
-    return {"rows": rows, "entries": [entry.id for entry in ledger.active()], "notes": notes}
+    return {"rows": rows, "entries": entries[:count], "notes": notes}
+
+
+class GrowingModel:
+    """The base with added adapters merged; its model is `current_model` of them all, to the bit."""
+
+    def __init__(self, base: Model):
+        """Args:
+        base: the untouched model.
+        """
+        self._base, self._model = base, base
+        self._sum, self._count = DeltaSum(base.params), 0
+
+    def add(self, ledger: Ledger, ids: Sequence[str]) -> None:
+        """Adds those of a ledger's entries that were not among the ids of the call before; the first ones were."""
+        for id in ids[self._count :]:
+            ((lora, scale),) = ledger.adapters([id])
+            self.add_adapter(lora, scale)
+
+    def add_adapter(self, lora: dict, scale: float) -> None:
+        """Adds one adapter."""
+        self._model = None  # its memory is needed for the next
+        self._sum.add(lora, scale)
+        self._count += 1
+
+    def model(self) -> Model:
+        """The model with all that was added."""
+        if self._model is None:
+            self._model = dataclasses.replace(self._base, params=self._sum.merged())
+        return self._model
 
 
 def _means(row: dict, done: int) -> str:
-    f1 = np.asarray(row["f1"])
-    parts = [
-        f"all so far {f1[:done].mean():.3f}" if done else "",
-        f"not yet {f1[done:].mean():.3f}" if done < len(f1) else "",
-    ]
-    return ", ".join(part for part in parts if part)
+    parts = (("all so far", row["f1"][:done]), ("not yet", row["f1"][done:]))
+    known = [(name, [value for value in values if value is not None]) for name, values in parts]
+    return ", ".join(f"{name} {np.mean(values):.3f}" for name, values in known if values)
 
 
 def current_model(base: Model, adapters: Sequence[tuple[dict, float]]) -> Model:
@@ -179,7 +209,14 @@ def current_model(base: Model, adapters: Sequence[tuple[dict, float]]) -> Model:
     return dataclasses.replace(base, params=merge_adapters(base.params, adapters))
 
 
-def inject_next(setup: SequenceSetup, sequence: DocumentSequence, index: int, before: Model, ledger: Ledger) -> None:
+def inject_next(
+    setup: SequenceSetup,
+    sequence: DocumentSequence,
+    index: int,
+    before: Model,
+    ledger: Ledger,
+    newest: Sequence[str] = (),
+) -> Entry:
     """Injects a document into the model as it stands; the delta becomes the ledger's next entry.
 
     Args:
@@ -188,12 +225,16 @@ def inject_next(setup: SequenceSetup, sequence: DocumentSequence, index: int, be
       index: of the document.
       before: the model with all injections before it.
       ledger: of the sequence.
+      newest: the id of the injection before it; () for the first.
+
+    Returns:
+      the entry.
     """
     began = time.perf_counter()
     document, directory = sequence.sources[index], sequence.injection_directory(index)
-    active, config = ledger.active(), setup.config
+    config = setup.config
     # Hidden states are stored under the name of the parameters that made them.
-    name = f"{setup.base.fingerprint}+{active[-1].id}" if active else setup.base.fingerprint
+    name = "+".join([setup.base.fingerprint, *newest])
     now = dataclasses.replace(before, fingerprint=name)
     seed = zlib.crc32(f"{setup.recipe.seed} {sequence.number} {index}".encode()) >> 1
     recipe = dataclasses.replace(setup.recipe, seed=seed)
@@ -218,7 +259,7 @@ def inject_next(setup: SequenceSetup, sequence: DocumentSequence, index: int, be
     note = {"seconds": time.perf_counter() - began, "steps": injection.steps, "fill": injection.fill}
     note |= {"teacher_s": injection.teacher_s, "train_s": injection.train_s}
     files.write_json(directory / "injected.json", note | {"sentence_tokens": injection.sentence_tokens})
-    ledger.append(
+    return ledger.append(
         document.id, document.digest, files.digest(directory / "targets.jsonl"), setup.record, injection.lora,
         recipe.lora.scale,
     )  # fmt: skip

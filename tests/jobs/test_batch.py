@@ -17,7 +17,8 @@ from job_inputs import assert_same_adapter, modified, newest_adapter
 from safetensors.numpy import load_file
 
 from selfparam_jax.distributed import files
-from selfparam_jax.jobs import inputs
+from selfparam_jax.evaluation import questions
+from selfparam_jax.jobs import batch, inputs
 from selfparam_jax.jobs.ask import ask
 from selfparam_jax.jobs.evaluation import answer_with_document
 from selfparam_jax.jobs.run import run_job
@@ -28,8 +29,15 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.pictures
-def test_batch_writes_all_it_promises(config, tmp_path):
+def test_batch_writes_all_it_promises(config, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
+    begins, ends, write, interval = [], [], batch.write_results, questions.bootstrap_interval
+    monkeypatch.setattr(
+        batch, "write_results", lambda job, began, *rest: (begins.append(began), write(job, began, *rest))[1]
+    )
+    monkeypatch.setattr(
+        questions, "bootstrap_interval", lambda groups: (interval(groups), ends.append(time.perf_counter()))[0]
+    )
     returned = run_job(config, workdir)
     results = files.read_json(workdir / "results.json")
     assert results == json.loads(json.dumps(returned))
@@ -44,6 +52,7 @@ def test_batch_writes_all_it_promises(config, tmp_path):
         assert set(results["scores"][system]) == {"f1", "em", "contains", "f1_paper", "f1_ci95"}
     assert {"perplexity_before", "perplexity_after", "kl"} <= set(results["drift"])
     assert results["drift"]["kl"] > 0
+    assert results["timing"]["total_s"] > ends[-1] - begins[0], "the intervals of the scores are counted"
     timing = {"total_s", "teacher_s", "train_s", "sentence_tokens_per_s"}
     assert timing <= set(results["timing"])
     assert all(results["timing"][name] > 0 for name in timing)

@@ -134,7 +134,7 @@ def test_the_passages_of_a_document_are_injected_together(config, tmp_path, monk
     config.job = "single"
     monkeypatch.setattr(single, "inject_single", inject_single)
     monkeypatch.setattr(single, "measure_systems", lambda job: {})
-    monkeypatch.setattr(single, "write_results", lambda job, answers, *others: (answers, others[-1]))
+    monkeypatch.setattr(single, "write_results", lambda job, began, answers, *others: (answers, others[-1]))
     monkeypatch.setattr(single.questions, "summarize", lambda groups: {"f1": len(groups[0])})
     job = inputs.prepare(config, tmp_path / "run")
     answers, extra = single.run_single(job, 0.0)

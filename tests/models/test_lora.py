@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import tiny
 
+from selfparam_jax.distributed import backend
 from selfparam_jax.models.decoder import Decoder, Projection, param_shapes
 from selfparam_jax.models.lora import (
     MODULES,
+    DeltaSum,
     LazyKernel,
     LoraConfig,
     compose_lora,
@@ -286,6 +288,20 @@ def test_the_order_of_merging_and_none_at_all(injections):
     forward, backward = merge_adapters(params, adapters), merge_adapters(params, adapters[::-1])
     for a, b in zip(jax.tree.leaves(forward), jax.tree.leaves(backward), strict=True):
         assert steps_apart(a, b).max() <= 1
+
+
+def test_one_more_adapter_is_one_more_sum_and_no_other_program(injections):
+    """A sum that grows gives the bits of merging all at once, and neither compiles for a number of adapters."""
+    params, adapters = injections
+    counts, total = [], DeltaSum(params)
+    jax.tree.map(np.testing.assert_array_equal, total.merged(), params)
+    for number in range(1, 5):
+        total.add(*adapters[number - 1])
+        jax.tree.map(np.testing.assert_array_equal, total.merged(), merge_adapters(params, adapters[:number]))
+        counts.append(backend.prepare(None).programs)
+    assert counts[1:] == counts[:1] * 3
+    with pytest.raises(ValueError, match="no such kernel"):
+        total.add({"layers": {"mlp": {"gate": adapters[0][0]["layers"]["mlp"]["up_proj"]}}}, 1.0)
 
 
 def test_merging_from_the_device_and_lazily_is_the_same(injections):

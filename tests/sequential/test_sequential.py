@@ -20,7 +20,7 @@ from selfparam_jax.checkpoints.peft import load_adapter
 from selfparam_jax.checkpoints.round_trip import read_logits
 from selfparam_jax.data.documents import QAPair
 from selfparam_jax.data.prompts import Prompt
-from selfparam_jax.distributed import files
+from selfparam_jax.distributed import backend, files
 from selfparam_jax.jobs import ledger_model
 from selfparam_jax.jobs.ask import ask
 from selfparam_jax.jobs.export import export_workdir
@@ -32,7 +32,7 @@ from selfparam_jax.models.lora import compose_lora, merge_adapters
 from selfparam_jax.sequential import replay
 from selfparam_jax.sequential import sequence as sequences
 from selfparam_jax.sequential.ledger import Ledger, write_composed
-from selfparam_jax.sequential.summary import summarize_matrix
+from selfparam_jax.sequential.summary import summarize_matrix, summarize_sequences
 from selfparam_jax.targets.config import TargetConfig
 from selfparam_jax.training import inject as injection
 from selfparam_jax.training import train_step
@@ -90,6 +90,22 @@ def test_what_a_matrix_says():
     assert alone["retention"] is None and alone["forgetting"] == alone["backward_transfer"] == 0.0
 
 
+def test_documents_without_questions_count_in_no_mean():
+    whole = np.asarray([[0.1, 0.2], [0.6, 0.3], [0.6, 0.3], [0.5, 0.7]])
+    with_gap = np.insert(whole, 1, np.nan, axis=1)
+    found, without = summarize_matrix(with_gap), summarize_matrix(whole[[0, 1, 3]])
+    names = ("just_injected", "final", "retention", "forgetting", "backward_transfer")
+    assert {name: found[name] for name in names} == pytest.approx({name: without[name] for name in names})
+    assert found["curves"]["just_injected"] == [None, 0.6, None, 0.7]
+    assert found["curves"]["not_yet"] == [pytest.approx(0.15), 0.3, 0.3, None]
+    unknown = summarize_matrix(np.full((2, 1), np.nan))
+    assert unknown["final"] is unknown["retention"] is None and unknown["curves"]["not_yet"] == [None, None]
+    rows = [{"f1": [0.5, None], "log_likelihood": [None, None], "drift": {"perplexity_after": 1.0, "kl": 0.0}}] * 3
+    made = summarize_sequences([{"rows": rows, "entries": [], "notes": [{"seconds": 1.0}] * 2}])
+    assert made["f1"]["matrices"] == [[[0.5, None]] * 3] and json.dumps(made, allow_nan=False)
+    assert sequences._means({"f1": [0.5, None]}, 0) == "not yet 0.500"
+
+
 def test_every_finished_sequence_is_reported_at_once(config, tmp_path, monkeypatch):
     config.sequential.update(length=1, sequences=2)
     run_sequence = sequences.run_sequence
@@ -107,10 +123,19 @@ def test_every_finished_sequence_is_reported_at_once(config, tmp_path, monkeypat
 
 
 @pytest.mark.pictures
-def test_a_whole_run(config, tmp_path):
+def test_a_whole_run(config, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     config.sequential.fresh_texts = True
-    results = run_job(config, workdir)
+    evaluate_model, programs = sequences.evaluate_model, []
+
+    def counted(*given):
+        programs.append(backend.prepare(None).programs)
+        return evaluate_model(*given)
+
+    with monkeypatch.context() as counting:
+        counting.setattr(sequences, "evaluate_model", counted)
+        results = run_job(config, workdir)
+    assert 0 < programs[0] < programs[1] and programs[2] == programs[3], "the third injection compiles nothing"
     found = results["sequential"]
     assert np.shape(found["f1"]["matrices"]) == np.shape(found["log_likelihood"]["matrices"]) == (1, 4, 3)
     ledger = Ledger.open(workdir / "sequences" / "000" / "ledger")
