@@ -293,12 +293,12 @@ def test_the_order_of_merging_and_none_at_all(injections):
 def test_one_more_adapter_is_one_more_sum_and_no_other_program(injections):
     """A sum that grows gives the bits of merging all at once, and neither compiles for a number of adapters."""
     params, adapters = injections
-    counts, total = [], DeltaSum(params)
+    counts, total, compiled = [], DeltaSum(params), backend.prepare(None)
     jax.tree.map(np.testing.assert_array_equal, total.merged(), params)
     for number in range(1, 5):
         total.add(*adapters[number - 1])
         jax.tree.map(np.testing.assert_array_equal, total.merged(), merge_adapters(params, adapters[:number]))
-        counts.append(backend.prepare(None).programs)
+        counts.append(compiled.programs)
     assert counts[1:] == counts[:1] * 3
     with pytest.raises(ValueError, match="no such kernel"):
         total.add({"layers": {"mlp": {"gate": adapters[0][0]["layers"]["mlp"]["up_proj"]}}}, 1.0)
