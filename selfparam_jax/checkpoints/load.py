@@ -5,7 +5,6 @@ hub id `org/name`. Code that comes with a checkpoint is never run.
 """
 
 import dataclasses
-import json
 import os
 import re
 from pathlib import Path
@@ -22,6 +21,7 @@ from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.checkpoints.tensors import Source, has_own_head, load_with_fingerprint
 from selfparam_jax.checkpoints.tokenizers import gguf_tokenizer, read_date, read_tokenizer
 from selfparam_jax.checkpoints.weight_files import open_directory
+from selfparam_jax.distributed.files import read_json
 from selfparam_jax.distributed.mesh import make_mesh
 from selfparam_jax.models.attention import BLOCKS
 from selfparam_jax.models.decoder import ModelConfig
@@ -207,12 +207,7 @@ def _generation_config(directory: Path) -> dict:
     path = directory / "generation_config.json"
     if not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}. Get the file again, or delete it.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected an object. Get the file again.")
+    content = read_json(path, advice="get the file again, or delete it")
     ends = content.get("eos_token_id")
     if any(each is not None and type(each) is not int for each in (ends if isinstance(ends, list) else [ends])):
         raise ValueError(f"{path} has eos_token_id = {ends!r}, expected a token id or a list of them. Correct it.")
@@ -239,6 +234,12 @@ def _assemble(
         raise ValueError(
             f"model {name!r}: the tokenizer has {len(tokenizer)} tokens, expected at most vocab_size = "
             f"{config.vocab_size}, the rows of the embedding. Use the tokenizer of these weights."
+        )
+    highest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1], default=("", 0))
+    if highest[1] >= config.vocab_size:
+        raise ValueError(
+            f"model {name!r}: the tokenizer gives {highest[0]!r} the id {highest[1]}, expected ids below "
+            f"vocab_size = {config.vocab_size}, the rows of the embedding. Use the tokenizer of these weights."
         )
     shardings = parameter_shardings(into.mesh, config, into.int8)
     try:
@@ -278,10 +279,10 @@ def read_hf_config(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"{path.parent} has no {path.name}. Give a directory in Hugging Face's layout.")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        model_type = fields["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a model's config.json: {error!r}. Get the file again.") from error
+        fields = read_json(path, keys=("model_type",), advice="get the file again")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a model's config.json: {error}") from error
+    model_type = fields["model_type"]
     try:
         family = family_of(model_type)
     except ValueError as error:

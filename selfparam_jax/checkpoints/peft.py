@@ -15,6 +15,7 @@ from selfparam_jax.checkpoints.fused import fuse_factors, split_factors
 from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.distributed.files import read_json, write_json
 from selfparam_jax.distributed.mesh import fetch
+from selfparam_jax.distributed.ranges import Range
 from selfparam_jax.models.lora import MODULES
 from selfparam_jax.models.parameters import FUSED, parameter_table, tree_leaves
 
@@ -26,6 +27,7 @@ NEUTRAL = {
     *("lora_dropout", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern"),
     *("layers_pattern", "layers_to_transform", "revision", "target_modules", "task_type", "use_rslora"),
 }
+RANK = Range(1, 2**20)
 # Values of other fields that ask for nothing.
 PLAIN = {"bias": ("none",), "init_lora_weights": (True, False, "gaussian", "orthogonal")}
 
@@ -184,12 +186,25 @@ def load_adapter(directory: str | os.PathLike, model: Model) -> tuple[dict, floa
     for name in (name for name in MODULES if name in pairs):
         layers.setdefault(MODULES[name], {})[name] = pairs[name]
     recorded = record.get("scale", scale)
-    if not math.isclose(recorded, scale, rel_tol=1e-6):
+    if not isinstance(recorded, int | float) or not math.isclose(recorded, scale, rel_tol=1e-6):
         raise ValueError(
             f"{directory}: {RECORD} says scale {recorded}, but lora_alpha / r is {scale}; expected the same. "
             "Copy the adapter again."
         )
+    _check_digest(directory, layers, record, model)
     return {"layers": layers}, recorded, record
+
+
+def _check_digest(directory: Path, layers: dict, record: dict, model: Model) -> None:
+    """Raises ValueError if the factors are not those that were written with the record."""
+    if "adapter_digest" not in record or model.config.fused_projections:  # these are put together again as they load
+        return
+    found = digest_arrays({"/".join(path): values for path, values in tree_leaves(layers).items()})
+    if found != record["adapter_digest"]:
+        raise ValueError(
+            f"{directory / WEIGHTS} is not what was written with {RECORD}: it was damaged, or changed since. Copy "
+            f"the adapter again, or delete {RECORD} if the change is meant."
+        )
 
 
 def _module(layer: int, name: str) -> str:
@@ -232,16 +247,13 @@ def _short(value: float) -> float | int:
 
 def _read(path: Path) -> dict:
     try:
-        content = read_json(path)
+        return read_json(path, advice="copy it again")
     except FileNotFoundError as error:
         raise ValueError(
             f"{path.parent} has no {path.name}. Give a directory with an adapter in PEFT's layout."
         ) from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}. Copy the adapter again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected an object. Copy the adapter again.")
-    return content
 
 
 def _check_plain(path: Path, config: dict) -> None:
@@ -276,6 +288,9 @@ def _asked(path: Path, config: dict) -> Callable[[str], tuple[int, float]]:
         except re.error as error:
             raise ValueError(f"{path}: {field} has a pattern that cannot be read: {error}.") from error
 
+    for value in (config.get("r"), *(config.get("rank_pattern") or {}).values()):
+        RANK.check(f"{path}: r", value, int)
+
     def find(field: str, module: str, default: float) -> float:
         return next((value for pattern, value in patterns[field] if pattern.match(module)), default)
 
@@ -291,7 +306,13 @@ def _take(directory: Path, tensors: dict, name: str, shape: tuple[int, int]) -> 
     """A factor [D, R] or [R, F], taken out of the tensors that are still to be read."""
     if name not in tensors:
         raise ValueError(f"{directory / WEIGHTS}: tensor {name!r} is missing; expected it with shape {shape}.")
-    values = tensors.pop(name).astype(np.float32)
+    stored = tensors.pop(name)
+    if stored.dtype.kind not in "fV":  # V: ml_dtypes' bfloat16
+        raise ValueError(
+            f"{directory / WEIGHTS}: tensor {name!r} has type {stored.dtype}, expected floats: these are parts of a "
+            "quantisation, whose scales are not known. Save the adapter in float32."
+        )
+    values = stored.astype(np.float32)
     if values.shape != shape:
         raise ValueError(
             f"{directory / WEIGHTS}: tensor {name!r} has shape {values.shape}, expected {shape}. "

@@ -1,6 +1,9 @@
 """The architecture of a model in one value, and what follows from it for each layer."""
 
 import dataclasses
+from typing import Annotated
+
+from selfparam_jax.distributed.ranges import Range, check_ranges
 
 # The projections of a layer, and the block each belongs to.
 PROJECTIONS = {
@@ -37,6 +40,9 @@ LAYER_NORMS = {
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 NORMS = ("llama", "olmo2", "gemma")
 QK_NORMS = (None, "head", "whole")
+SIZE, POSITIVE = Range(1, 2**31 - 1), Range(0, 1e15, open_least=True)
+# Numbers that may be None.
+OPTIONAL = ("local_rope_theta", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +81,11 @@ class RopeScaling:
         given = tuple(name for name, value in dataclasses.asdict(self).items() if value is not None)
         if set(given) != {"rope_type", *fields}:
             raise ValueError(f"rope_type {self.rope_type!r} needs {', '.join(fields)} and nothing else, got {self}")
+        for name in fields:
+            value = getattr(self, name)
+            for each in value if isinstance(value, tuple) else (value,):
+                if not isinstance(each, bool):
+                    POSITIVE.check(f"rope scaling's {name}", each, float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,16 +136,16 @@ class ModelConfig:
       final_logit_softcapping: the same of the logits.
     """
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    rope_theta: float
-    max_position_embeddings: int
+    vocab_size: Annotated[int, SIZE]
+    hidden_size: Annotated[int, SIZE]
+    intermediate_size: Annotated[int, SIZE]
+    num_hidden_layers: Annotated[int, Range(1, 10**5)]
+    num_attention_heads: Annotated[int, SIZE]
+    num_key_value_heads: Annotated[int, SIZE]
+    head_dim: Annotated[int, SIZE]
+    rms_norm_eps: Annotated[float, Range(0, 1)]
+    rope_theta: Annotated[float, POSITIVE]
+    max_position_embeddings: Annotated[int, SIZE]
     rope_scaling: RopeScaling | None = None
     sliding_window: int | None = None
     biased_projections: tuple[str, ...] = ()
@@ -147,12 +158,16 @@ class ModelConfig:
     norm: str = "llama"
     qk_norm: str | None = None
     query_pre_attn_scalar: float | None = None
-    embedding_scale: float = 1.0
+    embedding_scale: Annotated[float, POSITIVE] = 1.0
     fused_projections: bool = False
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
 
     def __post_init__(self):
+        check_ranges(self)
+        for field in OPTIONAL:
+            if (value := getattr(self, field)) is not None:
+                POSITIVE.check(field, value, float)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads = {self.num_attention_heads} must be a multiple of "
@@ -177,9 +192,6 @@ class ModelConfig:
         # One order, so that equal architectures are equal.
         ordered = tuple(name for name in PROJECTIONS if name in self.biased_projections)
         object.__setattr__(self, "biased_projections", ordered)
-        for field in ("attn_logit_softcapping", "final_logit_softcapping"):
-            if (value := getattr(self, field)) is not None and not value > 0:
-                raise ValueError(f"{field} = {value}, expected a number above 0, or None for none")
         if self.query_pre_attn_scalar == self.head_dim:
             object.__setattr__(self, "query_pre_attn_scalar", None)
         self._check_layers()

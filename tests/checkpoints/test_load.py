@@ -146,6 +146,29 @@ def test_tokenizer_larger_than_the_embedding(tmp_path):
         load_model(str(tmp_path))
 
 
+def test_a_tokenizer_with_an_id_beyond_the_embedding(tmp_path):
+    """It has no more tokens than the embedding has rows, but one of them has a number that no row has."""
+    tiny.save_checkpoint(tmp_path, "gqa")
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    token = max(content["model"]["vocab"], key=content["model"]["vocab"].get)
+    content["model"]["vocab"][token] = 5000
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"gives .* the id 5000, expected ids below vocab_size = "):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", '{"model_type"', "[" * 30_000, '{"model_type": "llama", "rms_norm_eps": NaN}']
+)
+def test_a_damaged_config_is_named_in_one_line(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError) as refused:
+        load_model(str(tmp_path))
+    said = str(refused.value)
+    assert ("config.json" in said or "rms_norm_eps = nan" in said) and len(said.splitlines()) == 1 and len(said) < 500
+
+
 def test_a_model_that_is_not_finite_is_named(tmp_path):
     made = tiny.save_checkpoint(tmp_path / "broken", "gqa")
     made.tensors["model.norm.weight"][4] = np.nan

@@ -224,6 +224,35 @@ def test_the_same_adapter_is_kept_and_another_is_refused(base, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in target.iterdir()} == before
 
 
+def test_weights_that_are_not_those_that_were_written(base, tmp_path):
+    """One changed number is found by the digest beside it; integers are parts of a quantisation."""
+    _, model = base
+    target = save_adapter(random_adapter(model), 2.0, model, tmp_path / "adapter")
+    weights = target / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    name = min(tensors)
+    tensors[name][0, 0] += 1
+    save_file(tensors, weights)
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is not what was written with selfparam\.json"):
+        load_adapter(target, model)
+    (target / "selfparam.json").unlink()  # the change is meant
+    assert load_adapter(target, model)
+    save_file({**tensors, name: tensors[name].astype(np.int8)}, weights)
+    with pytest.raises(ValueError, match=r"has type int8, expected floats: .* parts of a quantisation"):
+        load_adapter(target, model)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"scale": 2', "[" * 30_000])
+@pytest.mark.parametrize("name", ["adapter_config.json", "selfparam.json"])
+def test_a_damaged_json_file_is_named(base, tmp_path, name, content):
+    _, model = base
+    target = save_adapter(random_adapter(model, modules=("up_proj",)), 2.0, model, tmp_path / "adapter")
+    (target / name).write_text(content)
+    with pytest.raises(ValueError, match=f"{name} cannot be read: .*Copy the adapter again") as refused:
+        load_adapter(target, model)
+    assert len(str(refused.value).splitlines()) == 1
+
+
 def test_an_adapter_of_another_model(base, tmp_path):
     _, model = base
     target = save_adapter(random_adapter(model), 2.0, model, tmp_path / "adapter")
@@ -251,6 +280,8 @@ def test_an_adapter_of_another_model(base, tmp_path):
         ({"something_new": {"x": 1}}, "something_new"),
         ({"r": None}, "r = None, expected a number"),
         ({"lora_alpha": "8"}, "lora_alpha = '8', expected a number"),
+        ({"r": 0}, "r = 0, expected a whole number from 1"),
+        ({"rank_pattern": {"q_proj": 10**9}}, "r = 1000000000, expected a whole number from 1 to"),
         ({"r": 4}, r"has shape \(3, 32\), expected \(4, 32\)"),
         ({"lora_alpha": 7}, "says scale 2.0, but lora_alpha / r is 2.33"),
         ({"alpha_pattern": {"q_proj": 1}}, "says scale 2.0, but lora_alpha / r is 1.0"),
@@ -302,7 +333,7 @@ def test_damaged_files(base, tmp_path):
     with pytest.raises(ValueError, match=r"selfparam\.json cannot be read"):
         load_adapter(target, model)
     (target / "adapter_config.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"adapter_config\.json holds a list"):
+    with pytest.raises(ValueError, match=r"adapter_config\.json cannot be read: .* got a list"):
         load_adapter(target, model)
     with pytest.raises(ValueError, match=r"has no adapter_config\.json"):
         load_adapter(tmp_path, model)

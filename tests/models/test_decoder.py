@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -479,6 +480,17 @@ def test_scaled_rope_equals_transformers(rope_type, changes):
         ({"windowed_layers": (True, False, True)}, "without a sliding_window"),
         ({"local_rope_theta": 500.0}, "without a sliding_window"),
         ({"sliding_window": 0}, "sliding_window = 0, expected at least 1"),
+        ({"vocab_size": 0}, "vocab_size = 0, expected a whole number from 1"),
+        ({"hidden_size": -8}, "hidden_size = -8, expected a whole number from 1"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000, expected a whole number from 1 to 100000"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads = 0, expected a whole number from 1"),
+        ({"head_dim": 8.0}, r"head_dim = 8\.0, expected a whole number"),
+        ({"rms_norm_eps": math.nan}, "rms_norm_eps = nan, expected a number from 0 to 1"),
+        ({"rope_theta": math.inf}, "rope_theta = inf, expected a number above 0"),
+        ({"rope_theta": -1.0}, r"rope_theta = -1\.0, expected a number above 0"),
+        ({"embedding_scale": math.nan}, "embedding_scale = nan, expected a number above 0"),
+        ({"query_pre_attn_scalar": 0.0}, r"query_pre_attn_scalar = 0\.0, expected a number above 0"),
+        ({"final_logit_softcapping": math.inf}, "final_logit_softcapping = inf, expected a number above 0"),
     ],
 )
 def test_refused_configs(changes, message, tiny_model):
