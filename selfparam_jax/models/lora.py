@@ -220,8 +220,7 @@ class DeltaSum:
         for (module, name), (part,) in _by_projection([(lora, scale)]).items():
             kernel = _adapted_kernel(self._params, module, name, part)
             total = self._totals.pop((module, name), None)
-            if total is not None:
-                total = jax.device_put(total, kernel.sharding)
+            total = None if total is None else _beside(kernel, total)
             self._totals[module, name] = _in_host_memory(_add_part(kernel, total, part))
 
     def merged(self) -> dict:
@@ -229,9 +228,14 @@ class DeltaSum:
         merged = _copied(self._params)
         for (module, name), total in self._totals.items():
             entry = merged["layers"][module][name]
-            on_device = jax.device_put(total, entry["kernel"].sharding)
-            merged["layers"][module][name] = {**entry, "kernel": apply_delta(entry["kernel"], on_device)}
+            added = apply_delta(entry["kernel"], _beside(entry["kernel"], total))
+            merged["layers"][module][name] = {**entry, "kernel": added}
         return merged
+
+
+def _beside(kernel: jax.Array, total: jax.Array) -> jax.Array:
+    """A sum where its kernel is."""
+    return total if total.sharding == kernel.sharding else jax.device_put(total, kernel.sharding)
 
 
 def _in_host_memory(x: jax.Array) -> jax.Array:
