@@ -98,8 +98,14 @@ def gguf_tokenizer(reader: Any) -> Any:
     special = {}
     for role, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         token_id = metadata(reader, f"tokenizer.ggml.{key}_token_id", None)
-        if token_id is not None:
-            special[f"{role}_token"] = tokens[token_id]
+        if token_id is None:
+            continue
+        if not 0 <= token_id < len(tokens):
+            raise ValueError(
+                f"tokenizer.ggml.{key}_token_id = {token_id}, expected an id from 0 to {len(tokens) - 1}. "
+                "Convert the model again."
+            )
+        special[f"{role}_token"] = tokens[token_id]
     if metadata(reader, "tokenizer.ggml.add_bos_token", kind == "llama"):
         if "bos_token" not in special:
             raise ValueError("got add_bos_token without bos_token_id, expected both. Convert the model again.")

@@ -126,6 +126,7 @@ def test_pre_tokenizers(pre, expected):
             "no metadata 'llama.rope.scaling.original_context_length'",
         ),
         ({"llama__rope__scaling__type": "dynamic", "llama__rope__scaling__factor": 2.0}, "rope_type = 'dynamic'"),
+        ({"tokenizer__ggml__eos_token_id": 5000}, "eos_token_id = 5000, expected an id from 0 to 271"),
         ({"llama__rope__dimension_count": 4}, "4 rotated of 8"),
         ({"llama__attention__sliding_window": 16}, "got a sliding window of 16, expected none"),
         ({"skip": ("llama.block_count",)}, "no metadata 'llama.block_count'"),
