@@ -1,4 +1,4 @@
-"""Asks a finished or running job: the base, the base with the document in its prompt, and the injected model.
+"""Asks a job: the base, the base with the document in its prompt, and the injected model.
 
     selfparam ask WORKDIR "question" ... [--document=ID] [--form=chat|reading|bare]
 
@@ -32,11 +32,12 @@ def main(argv: list[str] | None = None) -> None:
         help="chat: through the model's chat template; reading: in the job's prompt format, with short answers; "
         "bare: the question alone; default: as the job trained",
     )
+    command.add_unfinished(parser)
     command.run(_ask, parser.parse_args(argv))
 
 
 def _ask(arguments: argparse.Namespace) -> None:
-    answers = ask(arguments.workdir, arguments.questions, arguments.document, arguments.form)
+    answers = ask(arguments.workdir, arguments.questions, arguments.document, arguments.form, arguments.unfinished)
     labels = {name: f"{entry.label} ({entry.meaning})" for name, entry in SYSTEMS.items()}
     width = max(len(labels[name]) for name in answers[0] if name in labels)
     for question, answer in zip(arguments.questions, answers, strict=True):

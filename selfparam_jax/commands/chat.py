@@ -154,7 +154,7 @@ def _chat(options: argparse.Namespace) -> None:
         raise ValueError(f"--seed={options.seed}, expected 0 to 2**32 - 1")
     if options.temperature:
         Sampling(options.temperature, options.top_p)  # checks both before a model is loaded
-    models = ServedModels(open_source(options.source, options.dtype), options.adapter)
+    models = ServedModels(open_source(options.source, options.dtype, options.unfinished), options.adapter)
     with Engine(most_rows=1) as engine:
         talk = Conversation(models, engine, options)
         print(f"{models.opened.model.name}: {talk.model} answers. /help lists the commands.")

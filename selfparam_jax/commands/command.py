@@ -206,6 +206,13 @@ def make_parser(verb: str, docstring: str) -> argparse.ArgumentParser:
     return Parser(f"selfparam {verb}", description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
+def add_unfinished(parser: argparse.ArgumentParser) -> None:
+    """The flag of commands that take the model of a work directory."""
+    parser.add_argument(
+        "--unfinished", action="store_true", help="also take a model whose training has not ended, as it is"
+    )
+
+
 def refuse_arguments(argv: Sequence[str]) -> None:
     """Raises ValueError if a command line has more than the program's name left."""
     if len(argv) > 1:

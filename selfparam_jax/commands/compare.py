@@ -26,7 +26,11 @@ from selfparam_jax.reports.comparison import summary_table, write_comparison
 
 
 def compare_sources(
-    sources: list[str], base: str | None = None, probe: str | None = None, questions: str | None = None
+    sources: list[str],
+    base: str | None = None,
+    probe: str | None = None,
+    questions: str | None = None,
+    unfinished: bool = False,
 ) -> dict:
     """Loads models and compares them; files that can be read without a model are read first.
 
@@ -35,6 +39,7 @@ def compare_sources(
       base: the model that deltas are measured from; None means that of the first work directory.
       probe: file of texts for the KL; None means the first work directory's `eval.general`.
       questions: file of documents whose questions are asked of every model; None means the answers of finished runs.
+      unfinished: whether models whose training has not ended may be compared, with a warning.
 
     Returns:
       the content of compare.json.
@@ -44,7 +49,7 @@ def compare_sources(
     """
     texts = load_texts(probe) if probe else []
     documents = _with_questions(questions) if questions else []
-    model_set, general = load_model_set(sources, base)
+    model_set, general = load_model_set(sources, base, unfinished)
     if probe is None and general:
         probe, texts = general, load_texts(example_texts(general, "eval"))
     with contextlib.closing(open_bar(count_steps(model_set, documents), "compare", "step", leave=False)) as bar:
@@ -63,7 +68,9 @@ def _run(arguments: argparse.Namespace) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out={out} is a file, expected a directory; choose another")
     backend.prepare(cache_directory() / "compiled")
-    record = compare_sources(arguments.models, arguments.base, arguments.probe, arguments.questions)
+    record = compare_sources(
+        arguments.models, arguments.base, arguments.probe, arguments.questions, arguments.unfinished
+    )
     write_comparison(record, out)
     print(summary_table(record))
     print(f"{out / 'compare.md'}")
@@ -81,4 +88,5 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--probe", help='texts for the KL (JSONL with "text", or .txt); default: the first run\'s')
     parser.add_argument("--questions", help="documents whose questions are asked of every model")
     parser.add_argument("--out", default="compare", help="folder for compare.md, compare.json and pictures")
+    command.add_unfinished(parser)
     command.run(_run, parser.parse_args(argv))

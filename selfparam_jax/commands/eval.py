@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=16, help="rows together (default: 16)")
     parser.add_argument("--dtype", default="float32", help="of a MODEL's weights (default: float32)")
     parser.add_argument("--base", default="", metavar="MODEL", help="the model below an adapter")
+    command.add_unfinished(parser)
     command.run(_eval, parser.parse_args(argv))
 
 
@@ -44,7 +45,7 @@ def _eval(arguments: argparse.Namespace) -> None:
         arguments.batch_size,
         arguments.dtype,
     )
-    record = evaluate_tasks(arguments.source, config, arguments.base)
+    record = evaluate_tasks(arguments.source, config, arguments.base, arguments.unfinished)
     if arguments.out:
         write_scores(record, arguments.out)
     header, rows = score_rows(record)

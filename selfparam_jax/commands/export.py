@@ -29,11 +29,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="a new directory")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights; default: the job's")
     parser.add_argument("--base", default="", help="the model below an adapter")
+    command.add_unfinished(parser)
     command.run(_export, parser.parse_args(argv))
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    found = export_workdir(arguments.workdir, arguments.format, arguments.out, arguments.dtype, arguments.base)
+    found = export_workdir(
+        arguments.workdir, arguments.format, arguments.out, arguments.dtype, arguments.base, arguments.unfinished
+    )
     print(f"{arguments.out}: {FORMATS[arguments.format].description}")
     print_round_trip(found)
 

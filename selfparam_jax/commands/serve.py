@@ -34,6 +34,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         help="an adapter in PEFT's layout, or one that was composed from a ledger; may be given several times",
     )  # fmt: skip
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of MODEL")
+    command.add_unfinished(parser)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -74,7 +75,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     import_serving()  # before a model is loaded
     key, limits = read_key(arguments.key_variable), Limits(new_tokens=arguments.max_tokens)
     with listen(arguments.host, arguments.port, key) as bound:
-        models = ServedModels(open_source(arguments.source, arguments.dtype), arguments.adapter)
+        models = ServedModels(open_source(arguments.source, arguments.dtype, arguments.unfinished), arguments.adapter)
         with Engine(arguments.max_rows, arguments.max_waiting, arguments.max_held) as engine:
             service = Service(engine, models, limits)
             app = make_app(service, key, functools.partial(add_page, service=service, models=models))

@@ -19,6 +19,7 @@ from selfparam_jax.jobs.inputs import Job, reopen
 from selfparam_jax.jobs.sequential import sequences_of
 from selfparam_jax.jobs.single import injection_directory, read_adapter
 from selfparam_jax.jobs.systems import measured_path, read_measured, system_names, system_setup
+from selfparam_jax.jobs.workdir import check_whole
 from selfparam_jax.sequential.sequence import current_model
 from selfparam_jax.targets.formats.forms import trained_form
 
@@ -39,15 +40,21 @@ def injected_directory(job: Job, index: int) -> pathlib.Path:
     return job.workdir
 
 
-def injected_model(job: Job, index: int) -> tuple[Model, dict | None]:
-    """The model that was injected with a document: a base and an adapter beside it, or merged and None."""
+def injected_model(job: Job, index: int, unfinished: bool = False) -> tuple[Model, dict | None]:
+    """The model that was injected with a document: a base and an adapter beside it, or merged and None.
+
+    Raises:
+      ValueError: nothing is injected yet, or not all is, and `unfinished` is False.
+    """
     directory = injected_directory(job, index)
     if job.settings.job != "sequential":
-        return job.model, read_adapter(job, directory)
+        return job.model, read_adapter(job, directory, unfinished)
     sequence = sequences_of(job)[source_place(job, index) // job.settings.sequential.length]
-    adapters = sequence.ledger(job.model).adapters()
+    ledger = sequence.ledger(job.model)
+    adapters = ledger.adapters()
     if not adapters:
         raise ValueError(f"{directory} has no finished injection; run the job first")
+    check_whole(directory, len(ledger.entries()), len(sequence.sources), "injection", unfinished)
     return current_model(job.model, adapters), None
 
 
@@ -77,7 +84,11 @@ def _prepared(job: Job, name: str, lora: dict | None) -> System | None:
 
 
 def ask(
-    workdir: str | pathlib.Path, questions: Sequence[str], document_id: str | None = None, form: str = ""
+    workdir: str | pathlib.Path,
+    questions: Sequence[str],
+    document_id: str | None = None,
+    form: str = "",
+    unfinished: bool = False,
 ) -> list[dict]:
     """Answers of every system that the job asks, and of the injected model.
 
@@ -90,12 +101,14 @@ def ask(
         template; "reading": in the job's prompt format, with short answers; "bare": the question and a line break;
         "": "chat" where pairs were trained on in conversations (`targets.formats`), else "reading". Other systems are
         always asked in the job's prompt format; those that were trained beside the injected model are not asked.
+      unfinished: whether a model whose training has not ended may be asked, with a warning.
 
     Returns:
       per question {system name: answer, ..., "document": id}.
 
     Raises:
-      ValueError: not a work directory, nothing trained yet, no document of that id, or no chat template.
+      ValueError: not a work directory, nothing trained yet, training has not ended, no document of that id, or no
+        chat template.
     """
     with announced(f"loading the model of {workdir}"):
         job = reopen(workdir)
@@ -115,7 +128,7 @@ def ask(
         index = places[int(np.argmax(retriever.scores(question)))]
         directory = injected_directory(job, index)
         if directory not in models:  # one for all questions of a batch
-            models = {directory: injected_model(job, index)}
+            models = {directory: injected_model(job, index, unfinished)}
         asked = [dataclasses.replace(job.documents[index], questions=(Question(question, ("",)),))]
         found = {}
         for name in system_names(job):

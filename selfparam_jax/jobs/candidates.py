@@ -22,7 +22,7 @@ from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.compare.candidates import Candidate, ModelSet, adapter_candidate, check_count, model_candidate
 from selfparam_jax.distributed import files
 from selfparam_jax.jobs.settings import Settings, read_settings
-from selfparam_jax.jobs.workdir import PARTS, find_record, read_results
+from selfparam_jax.jobs.workdir import PARTS, check_whole, find_record, read_results
 from selfparam_jax.models.lora import compose_lora
 from selfparam_jax.sequential.ledger import Ledger, read_composed
 from selfparam_jax.training.checkpoints import Checkpoints
@@ -48,7 +48,9 @@ class SavedRun:
     predictions: list[dict] | None
 
 
-def load_model_set(sources: Sequence[str], base_source: str | None = None) -> tuple[ModelSet, str]:
+def load_model_set(
+    sources: Sequence[str], base_source: str | None = None, unfinished: bool = False
+) -> tuple[ModelSet, str]:
     """Loads everything that is compared; what can be checked without a model is checked first.
 
     The dtype, the prompt format and the number of questions asked at once are the first work directory's. Without one
@@ -57,6 +59,7 @@ def load_model_set(sources: Sequence[str], base_source: str | None = None) -> tu
     Args:
       sources: names of the candidates, as the module describes them.
       base_source: the model that deltas are measured from; None means that of the first work directory.
+      unfinished: whether models whose training has not ended may be compared, with a warning.
 
     Returns:
       the models, and the path of the general text of the first work directory that has one, or "".
@@ -69,7 +72,7 @@ def load_model_set(sources: Sequence[str], base_source: str | None = None) -> tu
     twice = sorted({source for source in sources if sources.count(source) > 1})
     if twice:
         raise ValueError(f"got {twice[0]!r} twice, expected different models; name each once")
-    saved = {source: None if is_adapter(source) else find_run(source) for source in sources}
+    saved = {source: None if is_adapter(source) else find_run(source, unfinished) for source in sources}
     runs = [run for run in saved.values() if run]
     if not runs and base_source is None:
         raise ValueError("got no work directory and no base, expected one of them; give --base=MODEL")
@@ -98,12 +101,17 @@ def _load_model(source: str, load) -> Model:
 # --- work directories ---------------------------------------------------------------------------------
 
 
-def find_run(source: str) -> SavedRun | None:
+def find_run(source: str, unfinished: bool = False) -> SavedRun | None:
     """The run that a work directory or WORKDIR@STEP names; None if the source is not one of ours.
 
+    Args:
+      source: as the module describes it.
+      unfinished: whether the newest checkpoint of a training that has not ended may be taken, with a warning. One
+        that is named by its step always may.
+
     Raises:
-      ValueError: one of ours that has no such checkpoint, was made by an earlier version, or is the work directory of
-        a job that has several models.
+      ValueError: one of ours that has no such checkpoint, has not ended, was made by an earlier version, or is the
+        work directory of a job that has several models.
     """
     path, step = pathlib.Path(source), None
     if not path.exists() and (match := re.fullmatch(r"(.+)@(\d+)", source)):
@@ -126,6 +134,9 @@ def find_run(source: str) -> SavedRun | None:
     if step not in (None, *steps):
         raise ValueError(f"{source}: got step {step}, expected one of {steps}, the checkpoints that were kept")
     settings = read_settings(record["config"])
+    if step is None:
+        what = "injection" if (path / "ledger").is_dir() else "step"
+        check_whole(path, *_progress(workdir, path, settings), what, unfinished)
     last, step = step in (None, steps[-1]), steps[-1] if step is None else step
     # A finished run has the answers of its last step; a sequence has those of every step.
     kept = last or (path / "ledger").is_dir()
@@ -142,6 +153,16 @@ def _steps(path: pathlib.Path) -> list[int]:
         return []
     with Checkpoints(saved) as checkpoints:
         return checkpoints.steps()
+
+
+def _progress(workdir: pathlib.Path, path: pathlib.Path, settings: Settings) -> tuple[int, int]:
+    """How many steps or injections there are, and are to be; the latter is 0 where it is not known."""
+    if (path / "ledger").is_dir():
+        done = len(Ledger.open(path / "ledger").entries())
+        return done, done if (workdir / "results.json").exists() else settings.sequential.length
+    with Checkpoints(path / "checkpoints") as checkpoints:
+        step = checkpoints.latest()
+        return step, checkpoints.read_record(step)["steps"]
 
 
 def _predictions(workdir: pathlib.Path, path: pathlib.Path, step: int) -> list[dict] | None:

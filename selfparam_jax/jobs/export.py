@@ -20,7 +20,7 @@ from selfparam_jax.jobs.ask import read_adapter
 from selfparam_jax.jobs.bars import announced
 from selfparam_jax.jobs.inputs import Job, reopen
 from selfparam_jax.jobs.sequential import sequences_of
-from selfparam_jax.jobs.workdir import read_workdir, split_part
+from selfparam_jax.jobs.workdir import check_whole, read_workdir, split_part
 from selfparam_jax.models.lora import compose_lora
 from selfparam_jax.sequential.ledger import read_composed
 
@@ -102,7 +102,12 @@ FORMATS = {
 
 
 def export_workdir(
-    workdir: str | pathlib.Path, form: str, out: str | pathlib.Path, dtype: str | None = None, base: str = ""
+    workdir: str | pathlib.Path,
+    form: str,
+    out: str | pathlib.Path,
+    dtype: str | None = None,
+    base: str = "",
+    unfinished: bool = False,
 ) -> dict:
     """Writes the model of a work directory, of one of its injections or sequences, of a ledger or composed adapter.
 
@@ -117,17 +122,18 @@ def export_workdir(
       dtype: of the weights; None is the job's `export_dtype`, or its dtype where that is "", if the format has it,
         and otherwise the format's first.
       base: the model below an adapter that was composed, or is in PEFT's layout.
+      unfinished: whether a model whose training has not ended may be written, with a warning.
 
     Returns:
       what the round trip found; {} if the same export was there already.
 
     Raises:
-      ValueError: nothing is trained yet, the job has several models, there is something else at `out`, or the files
-        do not give the model back; nothing is left then.
+      ValueError: nothing is trained yet, training has not ended, the job has several models, there is something else
+        at `out`, or the files do not give the model back; nothing is left then.
     """
     _check_format(form, dtype)
     with announced(f"loading what {workdir} holds"):
-        trained = _read(pathlib.Path(workdir), base)
+        trained = _read(pathlib.Path(workdir), base, unfinished)
     return export(trained, form, out, dtype)
 
 
@@ -189,7 +195,7 @@ def _card(trained: Trained, form: str, temporary: pathlib.Path, found: dict) -> 
     )
 
 
-def _read(directory: pathlib.Path, base: str) -> Trained:
+def _read(directory: pathlib.Path, base: str, unfinished: bool) -> Trained:
     """What a directory holds."""
     if composed := read_composed(directory):
         record, lora = composed
@@ -210,13 +216,14 @@ def _read(directory: pathlib.Path, base: str) -> Trained:
         lora, scale, record = peft.load_adapter(directory, model)
         return of_adapter(model, lora, scale, record.get("extra") or {})
     if (directory / "ledger.json").is_file():
+        unfinished = True  # its entries are what is asked for
         directory = directory.resolve().parent
     workdir, part = split_part(directory)
     job = reopen(workdir)
     results = directory / "results.json"
     found = read_json(results) if results.is_file() else {}
     titles = {source.id: source.title for source in group_passages(job.documents)}
-    adapters, digests = _trained(job, directory, part)
+    adapters, digests = _trained(job, directory, part, unfinished)
     return Trained(
         job.model,
         adapters,
@@ -227,17 +234,21 @@ def _read(directory: pathlib.Path, base: str) -> Trained:
     )
 
 
-def _trained(job: Job, directory: pathlib.Path, part: str | None) -> tuple[Adapters, dict[str, str]]:
+def _trained(
+    job: Job, directory: pathlib.Path, part: str | None, unfinished: bool
+) -> tuple[Adapters, dict[str, str]]:
     """The adapters with scales, and the digests of the documents in them, by id."""
     kind, scale = job.settings.job, job.recipe.lora.scale
     if kind == "sequential":
         cut = sequences_of(job)
         if part is None and len(cut) > 1:
             raise ValueError(f"{directory} has {len(cut)} sequences; give one, such as {directory}/sequences/000")
-        chosen = [each.ledger(job.model) for each in cut if part in (None, each.directory.name)]
+        sequence = next((each for each in cut if part in (None, each.directory.name)), None)
+        chosen = [sequence.ledger(job.model)] if sequence else []
         entries = chosen[0].active() if chosen else []
         if not entries:
             raise ValueError(f"{directory} has no finished injection; run the job first")
+        check_whole(directory, len(chosen[0].entries()), len(sequence.sources), "injection", unfinished)
         return chosen[0].adapters(), {entry.name: entry.context_digest for entry in entries}
     if kind == "single" and part is None:
         raise ValueError(f"{directory} has a model for every document; give one, such as {directory}/contexts/000")
@@ -245,4 +256,4 @@ def _trained(job: Job, directory: pathlib.Path, part: str | None) -> tuple[Adapt
     sources = group_passages(job.documents)
     sources = [sources[int(part)]] if part is not None else sources
     documents |= {source.id: source.digest for source in sources}
-    return [(read_adapter(job, directory), scale)], documents
+    return [(read_adapter(job, directory, unfinished), scale)], documents

@@ -60,7 +60,7 @@ class HarnessConfig:
             FEWSHOT.check("--num_fewshot", self.num_fewshot, int)
 
 
-def evaluate_tasks(source: str, config: HarnessConfig, base: str = "") -> dict:
+def evaluate_tasks(source: str, config: HarnessConfig, base: str = "", unfinished: bool = False) -> dict:
     """Asks tasks of a model, or of a work directory's base and injected model.
 
     Args:
@@ -68,6 +68,7 @@ def evaluate_tasks(source: str, config: HarnessConfig, base: str = "") -> dict:
         a model as `load_model` takes it.
       config: which tasks, and how.
       base: the model below an adapter's folder.
+      unfinished: whether a model whose training has not ended may be asked, with a warning.
 
     Returns:
       {"source", "models": names in order, "tasks": {task: {"examples", "num_fewshot", "version", "scores": {metric:
@@ -83,7 +84,7 @@ def evaluate_tasks(source: str, config: HarnessConfig, base: str = "") -> dict:
     manager = _open_tasks(config)
     start_backend(cache=True)
     with announced(f"loading {source}"):
-        models = _load(source, base, config)
+        models = _load(source, base, config, unfinished)
     found = {}
     for name, (model, lora) in models.items():
         lm = _harness_model(model, lora, name, config)
@@ -124,14 +125,14 @@ def _open_tasks(config: HarnessConfig) -> Any:
     return manager
 
 
-def _load(source: str, base: str, config: HarnessConfig) -> dict[str, tuple[Model, dict | None]]:
+def _load(source: str, base: str, config: HarnessConfig, unfinished: bool) -> dict[str, tuple[Model, dict | None]]:
     """The models of a source by name, each with an adapter of scale 1 or None."""
     if is_adapter(source):
         if not base:
             raise ValueError(f"{source} is an adapter; give the model below it: --base=MODEL")
         model = load_model(base, config.dtype)
         return _side_by_side(model, saved_candidate(source, model, source).variables["lora"])
-    run = find_run(source)
+    run = find_run(source, unfinished)
     if run is None:
         return {"model": (load_model(source, config.dtype), None)}
     settings = run.settings

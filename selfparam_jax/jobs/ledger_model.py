@@ -48,10 +48,16 @@ def export_ledger(ledger: Ledger, out: str | pathlib.Path, form: str = "hf", dty
       what the round trip found.
 
     Raises:
-      ValueError: there is something at `out`, no entry is active, or the files do not give the model back.
+      ValueError: there is something at `out`, an entry was changed, is missing or out of order, no entry is active,
+        or the files do not give the model back.
     """
     if pathlib.Path(out).exists():
         raise ValueError(f"{out} is there already; give a new directory")
+    if problems := ledger.verify():
+        raise ValueError(
+            f"{ledger.directory} is not as it was written: {problems[0]} ({len(problems)} problems; `selfparam "
+            "ledger WORKDIR verify` lists them); restore it from a copy, or give the command of a stopped job again"
+        )
     return export_workdir(ledger.directory, form, out, dtype)
 
 

@@ -36,7 +36,7 @@ from selfparam_jax.jobs.evaluation import INJECTED
 from selfparam_jax.jobs.inputs import Job, reopen, start_backend
 from selfparam_jax.jobs.sequential import sequences_of
 from selfparam_jax.jobs.single import injection_directory
-from selfparam_jax.jobs.workdir import find_record, split_part
+from selfparam_jax.jobs.workdir import check_whole, find_record, split_part
 from selfparam_jax.models.lora import compose_lora
 from selfparam_jax.sequential.ledger import Entry, Ledger
 
@@ -55,6 +55,7 @@ class Opened:
       directory: the work directory, or that of the one sequence that is served; None without a job.
       job: None without a job.
       ledger: of a sequence; None for other jobs.
+      unfinished: whether a model whose training has not ended may answer.
     """
 
     model: Model
@@ -63,6 +64,7 @@ class Opened:
     directory: pathlib.Path | None = None
     job: Job | None = None
     ledger: Ledger | None = None
+    unfinished: bool = False
 
 
 def is_workdir(source: str) -> bool:
@@ -70,13 +72,14 @@ def is_workdir(source: str) -> bool:
     return find_record(split_part(source)[0]) is not None
 
 
-def open_source(source: str, dtype: str = "float32") -> Opened:
+def open_source(source: str, dtype: str = "float32", unfinished: bool = False) -> Opened:
     """Opens a work directory or a model.
 
     Args:
       source: a work directory, WORKDIR/contexts/000 of job `single`, WORKDIR/sequences/000 of job `sequential`, or a
         model as `load_model` takes it.
       dtype: of a model; a work directory's is in its settings.
+      unfinished: whether a model whose training has not ended may answer, with a warning.
 
     Returns:
       what it holds.
@@ -98,7 +101,7 @@ def open_source(source: str, dtype: str = "float32") -> Opened:
         if part is not None and part not in parts:
             raise ValueError(f"{source} is no injection of this job; it has {', '.join(parts)} in {workdir}/contexts")
         chosen = job.documents if part is None else list(sources[parts[part]].passages)
-        return Opened(job.model, job.prompt, chosen, job.workdir, job)
+        return Opened(job.model, job.prompt, chosen, job.workdir, job, unfinished=unfinished)
     cut = sequences_of(job)
     if part is None and len(cut) > 1:
         raise ValueError(f"{source} has {len(cut)} sequences; give one, such as {source}/sequences/000")
@@ -107,6 +110,8 @@ def open_source(source: str, dtype: str = "float32") -> Opened:
         raise ValueError(f"{source} is no sequence of this job; it has {', '.join(names)} in {workdir}/sequences")
     sequence = cut[0 if part is None else names.index(part)]
     ledger = sequence.ledger(job.model)
+    if ledger.entries():
+        check_whole(sequence.directory, len(ledger.entries()), len(sequence.sources), "injection", unfinished)
     return Opened(job.model, job.prompt, list(sequence.documents), sequence.directory, job, ledger)
 
 
@@ -216,7 +221,7 @@ class ServedModels:
             return
         scale = job.recipe.lora.scale
         if job.settings.job != "single":
-            lora = read_adapter(job, job.workdir)
+            lora = read_adapter(job, job.workdir, self.opened.unfinished)
             self._makers[INJECTED] = functools.cache(lambda: self._variant(INJECTED, lora, scale))
             return
         served = {source_id(document) for document in self.opened.documents}

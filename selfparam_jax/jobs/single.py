@@ -26,6 +26,7 @@ from selfparam_jax.jobs.systems import (
     measured_group,
     write_measured,
 )
+from selfparam_jax.jobs.workdir import check_whole
 from selfparam_jax.training.checkpoints import Checkpoints
 
 
@@ -34,11 +35,16 @@ def injection_directory(workdir: pathlib.Path, index: int) -> pathlib.Path:
     return workdir / "contexts" / f"{index:03d}"
 
 
-def read_adapter(job: Job, directory: pathlib.Path) -> dict:
+def read_adapter(job: Job, directory: pathlib.Path, unfinished: bool = False) -> dict:
     """The newest adapter of a directory that `inject` worked in.
 
+    Args:
+      job: whose directory it is.
+      directory: of the job, or of one of its injections.
+      unfinished: whether one whose training has not ended may be taken, with a warning.
+
     Raises:
-      ValueError: there is no complete checkpoint yet.
+      ValueError: there is no complete checkpoint yet, or the training has not ended.
     """
     if not (directory / "checkpoints").exists():
         raise ValueError(f"{directory} has no checkpoints yet; run the job first")
@@ -46,6 +52,7 @@ def read_adapter(job: Job, directory: pathlib.Path) -> dict:
         step = checkpoints.latest()
         if step is None:
             raise ValueError(f"{directory / 'checkpoints'} has no complete checkpoint yet; run the job first")
+        check_whole(directory, step, checkpoints.read_record(step)["steps"], "step", unfinished)
         return checkpoints.read_adapter(step, replicated(job.model.mesh))
 
 

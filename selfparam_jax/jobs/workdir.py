@@ -10,6 +10,8 @@ import os
 import pathlib
 from collections.abc import Collection, Sequence
 
+from absl import logging
+
 from selfparam_jax.data.documents import Document, digest_documents, digest_texts
 from selfparam_jax.distributed.files import differences, flatten, read_json, read_log, write_json, write_text
 from selfparam_jax.distributed.processes import is_main_process
@@ -189,6 +191,30 @@ def check_finished(workdir: str | os.PathLike) -> None:
         f"{workdir} is not finished ({state}); give the command that began it again, with the same --workdir or "
         "--out: it resumes, and writes the report at its end"
     )
+
+
+def check_whole(source: str | os.PathLike, done: int, total: int, what: str, unfinished: bool) -> None:
+    """Refuses, or says, that what is taken is not the result of a finished training.
+
+    Args:
+      source: the directory, as a message names it.
+      done: how many steps or injections there are.
+      total: how many there are to be; 0 where that is not known.
+      what: "step" or "injection".
+      unfinished: whether it may be taken as it is, with a warning.
+
+    Raises:
+      ValueError: it is not finished and may not be taken.
+    """
+    if 0 < total <= done:
+        return
+    state = f"{what} {done} of {total}" if total else f"{what} {done}"
+    if not unfinished:
+        raise ValueError(
+            f"{source} is not finished ({state}); give the command that began it again, or --unfinished to take it "
+            "as it is"
+        )
+    logging.warning("%s is not finished (%s): it is taken as it is", source, state)
 
 
 class MetricsLog:

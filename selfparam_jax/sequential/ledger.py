@@ -381,12 +381,7 @@ def _directories(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _read_object(path: pathlib.Path) -> dict:
-    """A JSON object; {} stands for other JSON, which no caller accepts."""
-    try:
-        record = files.read_json(path)
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}; restore it from a copy") from error
-    return record if isinstance(record, dict) else {}
+    return files.read_json(path, advice="restore it from a copy")
 
 
 def _read_ledger(path: pathlib.Path) -> dict:

@@ -156,7 +156,12 @@ def test_a_ledger_after_some_of_its_injections(runs, inside, tiny_model):
     loras = adapter(tiny_model), adapter(tiny_model, seed=1)
     for lora in loras:
         ledger.append("x", "", "", {}, lora, LORA.scale)
-    found = compare_sources(["sequence/sequences/000@1", "sequence/sequences/000"], base="model")
+    two = ["sequence/sequences/000@1", "sequence/sequences/000"]
+    with pytest.raises(
+        ValueError, match=r"sequence/sequences/000 is not finished \(injection 2 of \d+\); give the com"
+    ):
+        compare_sources(two, base="model")
+    found = compare_sources(two, base="model", unfinished=True)
     deltas = [[dense_delta(lora, "q_proj", layer) for layer in range(3)] for lora in loras]
     for candidate, wanted in zip(found["candidates"], (deltas[0], np.add(*deltas)), strict=True):
         assert candidate["modules"]["q_proj"]["norm"] == pytest.approx(np.linalg.norm(wanted), rel=1e-5)

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from selfparam_jax.commands import ledger as command
 from selfparam_jax.distributed import files
+from selfparam_jax.jobs import ledger_model
 from selfparam_jax.models.lora import compose_lora, merge_adapters
 from selfparam_jax.sequential import ledger
 from selfparam_jax.sequential.ledger import Ledger
@@ -62,6 +63,17 @@ def content(directory):
 @pytest.fixture
 def book(tmp_path):
     return fill(tmp_path / "ledger")
+
+
+def test_an_export_checks_the_chain_first(book, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(ledger_model, "export_workdir", lambda *arguments: written.append(arguments) or {})
+    ledger_model.export_ledger(book, tmp_path / "out")
+    path = book.directory / book.entries()[1].id / "entry.json"
+    path.write_text(path.read_text().replace("context 2", "context 9"))
+    with pytest.raises(ValueError, match=r"entry\.json was changed.* `selfparam ledger WORKDIR verify` lists them"):
+        ledger_model.export_ledger(Ledger.open(book.directory), tmp_path / "out")
+    assert len(written) == 1
 
 
 # --- what is kept -------------------------------------------------------------------------------------
