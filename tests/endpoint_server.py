@@ -140,6 +140,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif kind == "drop":  # in the middle of the body
             self._send(200, '{"choices": [{"mess', length=1000)
             self.close_connection = True
+        elif kind == "drip":  # a space now and then, for as long as somebody listens
+            self._send(fault.get("status", 200), "", length=1 << 20)
+            while True:
+                self.wfile.write(b" ")
+                time.sleep(0.02)
         else:
             self._send(fault.get("status", 200), fault.get("content", "{}"), headers=fault.get("headers", {}))
 

@@ -44,8 +44,8 @@ from selfparam_jax.training.recipe import Recipe
 # How a server is asked does not change what it answers, nor does the machine, or who is told of it, change what is
 # computed: these settings may differ when a job is resumed.
 FREE = (
-    *(f"endpoint.{name}" for name in ["base_url", "key_variable", "concurrency", "retries", "timeout_s", "budget"]),
-    *(f"endpoint.{name}" for name in ["price_in", "price_out", "token_budget"]),
+    *(f"endpoint.{name}" for name in ["base_url", "key_variable", "concurrency", "retries", "timeout_s"]),
+    *(f"endpoint.{name}" for name in ["attempt_s", "budget", "price_in", "price_out", "token_budget"]),
     *(f"mesh.{name}" for name in ["data", "fsdp", "tensor", "stall_limit_s"]),
     "compilation_cache",
     "report_to",

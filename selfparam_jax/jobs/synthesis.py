@@ -27,7 +27,7 @@ from selfparam_jax.targets.write_pairs import (
     rounds_of,
     write_pairs,
 )
-from selfparam_jax.targets.writers import open_writer
+from selfparam_jax.targets.writers import BY_RULES, open_writer
 from selfparam_jax.training.inject import teacher_reader
 from selfparam_jax.training.other_teacher import OtherTeacher
 from selfparam_jax.training.recipe import Recipe
@@ -108,6 +108,14 @@ def write_missing_pairs(
         written = write_pairs(wanting, writer, config, path, bar.update, score)
     if all(len(new.qa_pairs) == len(old.qa_pairs) for new, old in zip(written, wanting, strict=True)):
         why = lost_pairs(wanting, read_written(path), config) or "no reply held a pair"
+        # Rules may well find nothing in a text, of which tails are then read.
+        tails = config.generator in BY_RULES and recipe.targets.tails_per_context
+        if not tails and not any(document.qa_pairs for document in documents):
+            raise ValueError(
+                f"none of the pairs that {writer.name} wrote is used, and no document has pairs of its own: {why}. "
+                f"They are in {path}; change what the reason names (generator.*, targets.generator), and move that "
+                "file away if the writer is to be asked anew"
+            )
         logging.warning("none of the written pairs is used: %s", why)
     found = {document.id: document for document in written}
     merged = [found.get(document.id, document) for document in documents]

@@ -237,6 +237,7 @@ class EndpointConfig:
       retries: further attempts, with growing pauses, after status 408, 409, 429 or 5xx, a timeout, a broken
         connection or a malformed answer.
       timeout_s: seconds without data after which an attempt has failed.
+      attempt_s: seconds after which an attempt has failed although data still come.
       budget: the most that may be spent, in the currency of the prices; 0 is no limit.
       price_in: price of a million prompt tokens.
       price_out: price of a million reply tokens.
@@ -251,6 +252,7 @@ class EndpointConfig:
     concurrency: Annotated[int, Range(1, 4096)] = 8
     retries: Annotated[int, Range(0, 1000)] = 6
     timeout_s: Annotated[float, Range(1e-3, 1e6)] = 300.0
+    attempt_s: Annotated[float, Range(1e-3, 1e6)] = 1800.0
     budget: Annotated[float, Range(0, 1e9)] = 0.0
     price_in: Annotated[float, WEIGHT] = 0.0
     price_out: Annotated[float, WEIGHT] = 0.0

@@ -11,10 +11,11 @@ import email.utils
 import hashlib
 import json
 import os
+import sys
 import threading
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -28,6 +29,8 @@ _LONGEST_PAUSE_S = 600.0  # a server that asks for more is not waited for
 _CUT_OFF = ("length", "content_filter")  # finish_reason of a reply that the model did not end itself
 _NOT_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError")  # of httpx: no request has left
 _NO_REPLY = "an answer of the server that is not a chat completion"
+_MOST_BYTES = 16 << 20  # of one answer; the longest reply of any model is far below
+_SILENT = ("length", "content_filter")  # finish_reason of a message that may well have no text
 
 
 class EndpointError(OSError):
@@ -105,6 +108,56 @@ class Usage:
         )
 
 
+class _Unreadable(Exception):
+    """A body that is not read to its end."""
+
+
+class _Bounded:
+    """A body as it arrives, up to a number of bytes and a time."""
+
+    def __init__(self, stream: Any, ends: float, seconds: float):
+        """Args:
+        stream: of httpx.
+        ends: when it must have arrived, by `time.monotonic`.
+        seconds: how long that was.
+        """
+        self._stream, self._ends, self._seconds = stream, ends, seconds
+
+    def __iter__(self) -> Iterator[bytes]:
+        count = 0
+        for data in self._stream:
+            count += len(data)
+            if count > _MOST_BYTES:
+                raise _Unreadable(f"an answer of more than {_MOST_BYTES >> 20} MiB")
+            if time.monotonic() > self._ends:
+                raise _Unreadable(f"an answer that had not ended after {self._seconds:g} s (endpoint.attempt_s)")
+            yield data
+
+    def close(self) -> None:
+        """Lets go of the connection."""
+        self._stream.close()
+
+
+def _bounded_client(openai: Any, attempt_s: float) -> Any:
+    """OpenAI's client of HTTP, which reads no body beyond `_Bounded`, and none that is compressed."""
+    library = sys.modules[openai.DefaultHttpxClient.__base__.__module__]  # httpx, or httpx2 of later versions
+
+    class Stream(_Bounded, library.SyncByteStream):
+        pass
+
+    def begin(request: Any) -> None:
+        request.extensions["began"] = time.monotonic()
+
+    def bound(response: Any) -> None:
+        # A few bytes can stand for gigabytes, and none was asked for.
+        if (coding := response.headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
+            raise _Unreadable(f"an answer that is compressed ({_excerpt(coding)}), which was not asked for")
+        ends = response.request.extensions["began"] + attempt_s
+        response.stream = Stream(response.stream, ends, attempt_s)
+
+    return openai.DefaultHttpxClient(event_hooks={"request": [begin], "response": [bound]})
+
+
 class _Answer(NamedTuple):
     """What a server sent; `tokens` is None if it did not count them."""
 
@@ -114,30 +167,38 @@ class _Answer(NamedTuple):
 
 
 def _read_answer(content: bytes, key: str = "") -> _Answer:
-    """Raises _Passing for what is not a chat completion. Without text in it the reply is empty."""
+    """Raises _Passing for what is not a chat completion with text.
+
+    Without text is only a reply that says why: it was cut off, filtered or refused.
+    """
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
         body = None
-    if not isinstance(body, dict) or body.get("error"):
+    choices = body.get("choices") if isinstance(body, dict) and not body.get("error") else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) and not choice.get("error") else None
+    if not isinstance(message, dict):
         raise _Passing(f"{_NO_REPLY}: {_excerpt(content, key)}", charged=True)
-    choices = body.get("choices")
-    if choices is None and body.get("object") == "chat.completion":
-        choices = []  # what some servers send when a filter has taken everything
-    choice = choices[0] if isinstance(choices, list) and choices else {}
-    if not isinstance(choices, list) or not isinstance(choice, dict) or choice.get("error"):
-        raise _Passing(f"{_NO_REPLY}: {_excerpt(content, key)}", charged=True)
-    message, finish, usage = choice.get("message"), choice.get("finish_reason"), body.get("usage")
-    text = message.get("content") if isinstance(message, dict) else None
-    if isinstance(text, list):  # in parts, of which only some are text
-        parts = [part.get("text") for part in text if isinstance(part, dict)]
-        text = "".join(part for part in parts if isinstance(part, str))
+    finish, usage = choice.get("finish_reason"), body.get("usage")
+    text = _text_of(message.get("content"))
+    if text is None and (finish in _SILENT or isinstance(message.get("refusal"), str)):
+        text = ""
+    if text is None:
+        raise _Passing(f"an answer of the server without text: {_excerpt(content, key)}", charged=True)
     usage = usage if isinstance(usage, dict) else {}
     tokens = Tokens(usage.get("prompt_tokens"), usage.get("completion_tokens"))
     counted = all(type(count) is int and count >= 0 for count in tokens)
-    return _Answer(
-        text if isinstance(text, str) else "", finish if isinstance(finish, str) else "", tokens if counted else None
-    )
+    return _Answer(text, finish if isinstance(finish, str) else "", tokens if counted else None)
+
+
+def _text_of(content: object) -> str | None:
+    """The text of a message's content, which may come in parts, of which only some are text; None of no text."""
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        texts = [part for part in parts if isinstance(part, str)]
+        return "".join(texts) if texts else None
+    return content if isinstance(content, str) else None
 
 
 def _excerpt(said: bytes | str, key: str = "") -> str:
@@ -188,7 +249,12 @@ class EndpointWriter:
         # Its own retries are off: they leave malformed answers and pauses of more than a minute out, hide which
         # attempts may have been charged for, do not end when another request has failed, and their delays are fixed.
         self._client = openai.OpenAI(
-            api_key=self._key or "none", base_url=config.base_url, timeout=timeout, max_retries=0
+            api_key=self._key or "none",
+            base_url=config.base_url,
+            timeout=timeout,
+            max_retries=0,
+            default_headers={"Accept-Encoding": "identity"},
+            http_client=_bounded_client(openai, config.attempt_s),
         )
         self._file = ReplyFile(path)
         self._account = Account(self._file, config.price_in, config.price_out, config.budget, config.token_budget)
@@ -388,9 +454,13 @@ class EndpointWriter:
         openai = import_synthesis("openai")
         try:
             return self._client.chat.completions.with_raw_response.create(**request).http_response.content
+        except _Unreadable as error:
+            failure = _Passing(str(error), charged=True)
         except openai.APIConnectionError as error:  # timeouts among them
             cause = type(error.__cause__).__name__
             what = f"no answer within {self._config.timeout_s:g} s" if "Timeout" in cause else "no connection"
+            if isinstance(error.__cause__, _Unreadable):  # which earlier versions of the client wrap
+                what = str(error.__cause__)
             failure = _Passing(f"{what} ({cause})", charged=cause not in _NOT_SENT)
         except openai.APIStatusError as error:
             failure = self._refusal(error.response, error.body)

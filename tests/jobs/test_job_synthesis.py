@@ -81,6 +81,17 @@ def test_a_job_learns_what_was_written_for_it(config, tmp_path, says):
     assert len(says) == 2 and all(0 < line["likelihood"] < 1 for line in lines if "question" in line)
 
 
+def test_a_job_of_which_no_pair_is_kept_says_why(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        writers.LocalWriter, "write", lambda self, asks, counts, seed: [[Reply("Hm.", True)] * n for n in counts]
+    )
+    with pytest.raises(
+        ValueError, match=r"none of the pairs that .* wrote is used, .*: no reply held a pair. They are in"
+    ):
+        run_job(config, tmp_path / "run")
+    assert len(units_of(tmp_path / "run" / "pairs.jsonl")) == 2 and not (tmp_path / "run" / "results.json").exists()
+
+
 def test_auto_writes_about_those_documents_alone_that_bring_no_pairs(config, tmp_path, says):
     own = [{"question": "What is green?", "answer": "The water of the lake."}]
     write_documents(config, [DOCUMENTS[0], {**DOCUMENTS[1], "qa_pairs": own}])

@@ -284,10 +284,10 @@ def body(message, finish="stop", **more):
     ("answer", "text", "finish"),
     [(body({"content": "So"}, "length"), "So", "length"),
      (body({"content": None}, "content_filter"), "", "content_filter"),
-     (body({"content": ""}), "", "stop"), (body({"role": "assistant"}, None), "", ""), (body(None), "", "stop"),
+     (body({"content": ""}), "", "stop"), (body({"role": "assistant"}, "length"), "", "length"),
+     (body({"content": None, "refusal": "No."}), "", "stop"), (body({"content": []}, "length"), "", "length"),
      (body({"content": [{"type": "thinking"}, {"text": "a"}, 7, {"text": None}, {"text": "b"}]}), "ab", "stop"),
-     (body({"content": 7}, usage="many"), "", "stop"),
-     ({"choices": []}, "", ""), ({"object": "chat.completion"}, "", "")],
+     (body({"content": "So"}, 7, usage="many"), "So", "")],
 )  # fmt: skip
 def test_answers_without_this_or_that_are_replies(answer, text, finish):
     assert endpoint._read_answer(json.dumps(answer).encode()) == (text, finish, None)
@@ -297,6 +297,7 @@ def test_answers_without_this_or_that_are_replies(answer, text, finish):
     "content",
     ["", "<html>bad gateway</html>", "[]", "null", "{}", '{"detail": "x"}', '{"choices": {}}', '{"choices": [7]}',
      '{"choices": [{"message": {"content": "x"}}], "error": {"code": 502}}', "[" * 100000,
+     '{"choices": []}', '{"object": "chat.completion"}', '{"choices": [{"message": null}]}',
      '{"choices": [{"error": {"code": 502}, "message": {"content": "half"}}]}', b"\xff\xfe\xfd"],
 )  # fmt: skip
 def test_what_is_no_chat_completion_is_asked_for_again(content):
@@ -304,6 +305,36 @@ def test_what_is_no_chat_completion_is_asked_for_again(content):
     with pytest.raises(endpoint._Passing, match="not a chat completion") as caught:
         endpoint._read_answer(content)
     assert caught.value.charged and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("content", [7, None, {"text": "x"}, [], [7], [{"type": "thinking"}], True])
+def test_content_that_is_no_text_is_asked_for_again(content):
+    with pytest.raises(endpoint._Passing, match="an answer of the server without text") as caught:
+        endpoint._read_answer(json.dumps(body({"content": content})).encode())
+    assert caught.value.charged
+
+
+LARGE = {"kind": "status", "content": json.dumps({"choices": [], "padding": "x" * 5000})}
+PACKED = {"kind": "status", "headers": {"Content-Encoding": "gzip"}}
+
+
+@pytest.mark.parametrize("code", [200, 400])
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [({"kind": "drip"}, "had not ended after 0.2 s (endpoint.attempt_s)"), (LARGE, "of more than 0 MiB"),
+     (PACKED, "that is compressed (gzip), which was not asked for")],
+    ids=["drip", "large", "packed"],
+)  # fmt: skip
+def test_what_is_not_read_to_its_end_is_asked_for_again_and_not_kept(
+    server, opened, monkeypatch, caplog, fault, told, code
+):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(endpoint, "_MOST_BYTES", 2000)
+    server.script(faults=[{**fault, "status": code}])
+    writer = opened(attempt_s=0.2)
+    ((reply,),) = writer.write(ASKED[:1], [1], 7)
+    assert reply.text.startswith("Question: ") and told in caplog.text
+    assert (server.state()["asked"], writer.usage().lost) == (2, 1)
 
 
 def test_counts_are_whole_numbers():
@@ -331,7 +362,7 @@ def test_a_reply_that_was_cut_off_is_not_complete(server, opened, finish, comple
             [{"message": {"content": None, "reasoning_content": "Let me see"}, "finish_reason": "length"}],
             "its reasoning used up the 20 tokens of a reply: raise generator.reply_tokens",
         ),
-        ([], "it has sent none"),
+        ([{"message": {"content": None}, "finish_reason": "content_filter"}], "it has sent none"),
     ],
 )
 def test_replies_without_text_are_told_once(server, opened, caplog, choices, told):
