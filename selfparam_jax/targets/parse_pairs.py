@@ -22,24 +22,43 @@ _MARKER = re.compile(
 )
 # The same in plain text, as base models run on.
 _TURN = re.compile(r"(?im)^[ \t#*]*(?:user|human|system|assistant|instruction|response|passage)[ \t*]*:")
-_THOUGHT = re.compile(r"(?is)(?:<(think(?:ing)?|thought|reasoning)>|(\[THINK\])).*?(?:</\1>|\[/THINK\]|\Z)")
+# With a name of the maker before it (<seed:think>), or other brackets (Kimi).
+_THOUGHTS = r"((?:\w+:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad))"
+_THOUGHT = re.compile(rf"(?is)(?:[<◁]{_THOUGHTS}[>▷]|(\[THINK\])).*?(?:[<◁]/\1[>▷]|\[/THINK\]|\Z)")
 # Its end alone: templates often open the thought in the prompt.
-_THOUGHT_END = re.compile(r"(?is)\A.*(?:</(?:think(?:ing)?|thought|reasoning)>|\[/THINK\])")
+_THOUGHT_END = re.compile(rf"(?is)\A.*(?:[<◁]/{_THOUGHTS}[>▷]|\[/THINK\])")
+# XML: the pair's two elements, and elements around it.
+_ELEMENT = re.compile(r"(?i)<(/?)(question|answer)>")
+_WRAPPER = re.compile(r"(?im)^[ \t]*</?(?:output|response|result|final|answer|qa|pairs?|qa_pairs?)>|</\w{2,10}>[ \t]*$")
+# A code fence on the line of other text.
+_INLINE_FENCE = re.compile(r"(?m)`{3,}(?![\w+-]*[ \t]*$)|(?<=[^\s`])`{3,}")
 # OpenAI's harmony: the last message of the final channel is the reply. Decoders that leave special tokens out leave
 # the channels' names in the text.
 _FINAL = re.compile(r"(?is)\A.*<\|channel\|>\s*final\b[^<]{0,60}(?:<\|constrain\|>[^<]{0,60})?<\|message\|>")
 _CHANNEL = re.compile(r"(?is)<\|channel\|>\s*(?:analysis|commentary)\b.*")
 _BARE_FINAL = re.compile(
     r"(?s)\A\s*(?:analysis|commentary)\w?.*\bassistant\s?final|\A\s*(?:analysis).*?assistantfinal"
+    r"|\A\s*analysis(?=[A-Z]).*"  # cut off before its end
 )
 # Words for question and answer in other languages, as models label their pairs.
 _QUESTION = (
-    r"question|ques|pregunta|pergunta|domanda|frage|vraag|вопрос|pytanie|soru|câu hỏi|प्रश्न|คำถาม|질문|سؤال"
-    r"|问题|問題|質問|提问|问|問"
+    r"question|ques|pregunta|pergunta|domanda|frage|vraag|fråga|spørgsmål|spørsmål|kysymys|întrebare|kérdés|pytanie"
+    r"|otázka|pitanje|вопрос|питання|запитання|въпрос|ερώτηση|soru|pertanyaan|soalan|câu hỏi|प्रश्न|প্রশ্ন|คำถาม|질문"
+    r"|السؤال|سؤال|پرسش|سوال|שאלה|问题|問題|質問|提问|问|問"
 )
 _ANSWER = (
-    r"answer|ans|respuesta|réponse|reponse|resposta|risposta|antwort|antwoord|ответ|odpowiedź|cevap|trả lời"
-    r"|câu trả lời|उत्तर|คำตอบ|답변|답|إجابة|الجواب|答案|回答|答え|解答|答"
+    r"answer|ans|respuesta|réponse|reponse|resposta|risposta|antwort|antwoord|svar|vastaus|răspuns|válasz|odpowiedź"
+    r"|odpověď|odgovor|ответ|відповідь|отговор|απάντηση|cevap|jawaban|jawapan|trả lời|câu trả lời|उत्तर|উত্তর|คำตอบ"
+    r"|답변|답|الإجابة|إجابة|الجواب|جواب|پاسخ|תשובה|答案|回答|答え|解答|答"
+)
+# A label in any language: one or two words before a colon.
+_WORD = r"[^\W\d_][^\s\d:：*_()\[\]{}\"'|`]{0,19}"
+_ANY_LABEL = re.compile(
+    rf"^[\s>*_#•-]*+(?P<word>{_WORD}(?: {_WORD})?)(?P<number>\s?\d{{0,3}})[*_]*\s*[:：][*_]*[ \t]*(?P<rest>\S.*)$"
+)
+_LABEL = re.compile(
+    r"(?m)^[\s>*_#•-]*+(?P<word>[^\W\d_][^\s:：*_()\[\]{}\"'|`]{0,19}(?: [^\s:：*_()\[\]{}\"'|`\d]{1,19})?)(?P<number>\s?\d{0,3})"
+    r"[*_]*\s*[:：][*_]*[ \t]*(?P<rest>\S.*)$"
 )
 _LABEL = re.compile(
     r"(?i)^[\s>*_#•-]*+(?:\(?\d{1,3}[.)\]:]\s*)?[*_]*(?=[^\W\d_])"
@@ -47,8 +66,8 @@ _LABEL = re.compile(
     r"[*_]*\s*(?:(?P<mark>[:：]|[.)\]](?!\d)|[–—-](?=\s))[*_]*\s*(?P<rest>.*)|)$"
 )
 _INLINE_ANSWER = re.compile(
-    r"(?i)(?P<open>[\s(\[*_–—|-]{1,8}|(?<=[?？。]))(?=[^\W\d_])(?:" + _ANSWER + r")\s*\d{0,3}[*_]*\s*[:：][*_]*\s*"
-    r"|(?<=[?？])[\s*_–—|-]{0,8}a(?:\d{1,3}[*_]*[:.)]|[*_]*[:：])[*_]*\s+"
+    r"(?i)(?P<open>[\s(\[*_–—|-]{1,8}|(?<=[?？؟。]))(?=[^\W\d_])(?:" + _ANSWER + r")\s*\d{0,3}[*_]*\s*[:：][*_]*\s*"
+    r"|(?<=[?？؟])[\s*_–—|-]{0,8}a(?:\d{1,3}[*_]*[:.)]|[*_]*[:：])[*_]*\s+"
 )
 # The next pair on the same line, after an answer.
 _INLINE_QUESTION = re.compile(
@@ -58,8 +77,8 @@ _INLINE_QUESTION = re.compile(
 _BOLD = re.compile(r"(?<![\w*])\*\*(?=\S)(.{1,500}?)(?<=\S)\*\*(?![\w*])")
 _BULLET = re.compile(r"^(?:[-*+•▪◦‣·–]\s+)+")
 _NUMBERED = re.compile(r"^\(?(\d{1,3})[.)\]:](?!\d)\s*")
-_QUESTION_END = re.compile(r"[?？][\"”’')\]*_]*$")
-_QUESTION_THEN_TEXT = re.compile(r"^(.*[?？][\"”’')\]*_]*)\s+(?:[-–—:=|→>]+\s+)?(\S.*)$")
+_QUESTION_END = re.compile(r"[?？؟][\"”’')\]*_]*$")
+_QUESTION_THEN_TEXT = re.compile(r"^(.*[?？؟][\"”’')\]*_]*)\s+(?:[-–—:=|→>]+\s+)?(\S.*)$")
 _QUESTION_WORD = re.compile(
     r"(?i)(?:who|whom|whose|what|when|where|which|why|how|is|are|was|were|did|do|does|can|could|will|would|has|have"
     r"|had|should|may|in|on|at|for|from|to|by|under|during|after|before|according)\b"
@@ -95,6 +114,7 @@ def parse_pairs(text: str, complete: bool = True) -> list[QAPair]:
     if marker := _MARKER.search(text):  # the turn was ended, so its last answer is whole
         text, complete = text[: marker.start()], True
     text = re.sub(r"(?i)^\s*+[#*]*+[ \t]*(?:assistant|response)[ \t*]*:", "", text)
+    text = _known_labels(_INLINE_FENCE.sub("\n", _without_elements(text)))
     if turn := _TURN.search(text):
         text, complete = text[: turn.start()], True
     for reader in (_json_pairs, _table_pairs, _line_pairs):
@@ -122,6 +142,29 @@ def _without_thoughts(text: str) -> str:
     text = _FINAL.sub("", text, count=1) if "<|channel|>" in text else _BARE_FINAL.sub("", text, count=1)
     text = _CHANNEL.sub("", text)
     return _THOUGHT_END.sub("", _THOUGHT.sub("\n", text), count=1)
+
+
+def _without_elements(text: str) -> str:
+    """With labels in the place of XML elements."""
+    if {found[2].lower() for found in _ELEMENT.finditer(text)} == {"question", "answer"}:
+        text = _ELEMENT.sub(lambda found: "\n" if found[1] else f"\n{found[2]}: ", text)
+    return _WRAPPER.sub("\n", text)
+
+
+def _known_labels(text: str) -> str:
+    """With English labels where two others stand before all questions and all answers, whatever their language."""
+    lines = text.split("\n")
+    places = [n for n, line in enumerate(lines) if line.strip()]
+    found = [(n, _ANY_LABEL.match(lines[n])) for n in places]
+    asked = [i for i, (_, match) in enumerate(found) if match and _QUESTION_END.search(match["rest"])]
+    pairs = [(found[i], found[i + 1]) for i in asked if i + 1 < len(found) and found[i + 1][1]]
+    words = {tuple(match["word"].casefold() for _, match in pair) for pair in pairs}
+    if not pairs or len(pairs) < len(asked) or len(words) > 1 or len(set(*words)) == 1:
+        return text
+    for pair in pairs:
+        for (n, match), label in zip(pair, ("Question", "Answer"), strict=True):
+            lines[n] = f"{label}{match['number']}: {match['rest']}"
+    return "\n".join(lines)
 
 
 def _visible(text: str) -> str:
@@ -261,7 +304,7 @@ def _label(line: str) -> tuple[str, str, str] | None:
 
 def _divide(text: str, at_mark: bool) -> tuple[str, str]:
     """Question and answer of one line, "" if there is none; `at_mark`: what follows a question mark is one too."""
-    asked = re.search(r"[?？]", text)
+    asked = re.search(r"[?？؟]", text)
     match = _INLINE_ANSWER.search(text, asked.start() if asked else 0)
     if match:
         bracketed = re.search(r"[(\[]", match["open"] or "")

@@ -66,6 +66,9 @@ REPLIES = {
     "table with numbers": "Here:\n\n| # | Question | Answer |\n|---|---|---|\n"
     f"| 1 | {Q1} | {A1} |\n| 2 | {Q2} | **{A2}** |\n",
     "table without edges": f"Question | Answer\n--- | ---\n{Q1} | {A1}\n{Q2} | {A2}",
+    "elements": f"<qa><question>{Q1}</question>\n<answer>{A1}</answer></qa>\n"
+    f"<qa><question>{Q2}</question>\n<answer>{A2}</answer></qa>",
+    "fence on the same line": f"```Question: {Q1}\nAnswer: {A1}\nQuestion: {Q2}\nAnswer: {A2}```",
     "json": json.dumps([{"question": Q1, "answer": A1}, {"question": Q2, "answer": A2}]),
     "json, pretty": json.dumps({"pairs": [{"Question": Q1, "Answer": A1}, {"Q": Q2, "A": A2}]}, indent=2),
     "json, fenced": "Here:\n```json\n"
@@ -187,6 +190,10 @@ OBJECTS = json.dumps([{"question": Q1, "answer": A1}, {"question": Q2, "answer":
         f"Okay. Question: is this one?\nAnswer: no, a thought\n</think>\n\n{PLAIN}",
         f"<think>a</think>b <think>Question: c?\nAnswer: d</think>{PLAIN}",
         f"<thinking>hm</thinking>{PLAIN}",
+        f"<seed:think>Question: c?\nAnswer: d</seed:think>{PLAIN}",
+        f"◁think▷Question: c?\nAnswer: d◁/think▷{PLAIN}",
+        f"<reflection>Question: c?\nAnswer: d</reflection>\n<output>{PLAIN}</output>",
+        f"<think>\nQuestion: c?\n</think>\n<answer>\n{PLAIN}\n</answer>",
         f"[THINK]Question: c?\nAnswer: d[/THINK]{PLAIN}",
         "<|channel|>analysis<|message|>Question: c?\nAnswer: d<|end|><|start|>assistant<|channel|>final<|message|>"
         f"{PLAIN}<|return|>",
@@ -204,7 +211,8 @@ def test_the_marks_of_a_reply_do_not_stay_in_its_pairs(reply):
 
 @pytest.mark.parametrize(
     "reply",
-    ["<think>Question: c?\nAnswer: d", "<|channel|>analysis<|message|>Question: c?\nAnswer: d", "[THINK]Q: c?\nA: d"],
+    ["<think>Question: c?\nAnswer: d", "<|channel|>analysis<|message|>Question: c?\nAnswer: d", "[THINK]Q: c?\nA: d"]
+    + ["analysisQuestion: c?\nAnswer: d"],
 )
 def test_a_thought_that_does_not_end_is_no_reply(reply):
     assert read(reply) == []
@@ -222,6 +230,9 @@ def test_a_thought_that_does_not_end_is_no_reply(reply):
         ("问", "答", ("谁建立了这座城市？", "赫德拉"), ("什么时候？", "一七四三年")),
         ("问题", "答案", ("谁建立了这座城市？", "赫德拉"), ("什么时候？", "一七四三年")),
         ("質問", "回答", ("町を作ったのは誰ですか？", "ヘドラ"), ("いつですか？", "千七百年")),
+        ("Fråga", "Svar", ("Vem grundade Quenbarrow?", "Hedra Molvane"), ("När?", "1743")),
+        ("Otázka", "Odpověď", ("Kdo založil Quenbarrow?", "Hedra Molvane"), ("Kdy?", "v roce 1743")),
+        ("سؤال", "جواب", ("من أسس المدينة؟", "هدرا"), ("متى؟", "عام 1743")),
         ("질문", "답변", ("누가 세웠습니까?", "헤드라"), ("언제입니까?", "1743년")),
     ],
 )
@@ -237,6 +248,22 @@ def test_labels_of_other_languages(asks, answers, first, second, colon):
     assert read("\n".join(f"{asks}{colon}{q} {answers}{colon}{a}" for q, a in pairs)) == pairs
     assert read(json.dumps([{asks.lower(): q, answers.lower(): a} for q, a in pairs], ensure_ascii=False)) == pairs
     assert read(f"{lines[0]}\n{asks}{colon}{second[0]}\n{answers[:1]}", complete=False) == [first]
+
+
+@pytest.mark.parametrize(("asks", "answers"), [("P", "R"), ("F", "A"), ("Q", "R"), ("Galdera", "Erantzuna")])
+@pytest.mark.parametrize("number", [False, True])
+def test_labels_of_any_language_by_their_places(asks, answers, number):
+    def lines(n, pair):
+        return f"{asks}{n if number else ''}: {pair[0]}\n{answers}{n if number else ''}: {pair[1]}"
+
+    assert read(lines(1, WHO)) == [WHO]
+    assert read(f"{lines(1, WHO)}\n\n{lines(2, WHEN)}") == BOTH
+    assert read(f"**{asks}:** {Q1}\n**{answers}:** {A1}") == [WHO]
+
+
+def test_labels_at_other_places_stay():
+    assert read(f"Q: {Q1}\nName: {A1}\nQ: {Q2}\nYear: 1743") == [(Q1, f"Name: {A1}"), (Q2, "Year: 1743")]
+    assert read(f"{Q1}\nFounder: {A1}") == [(Q1, f"Founder: {A1}")]
 
 
 def test_labels_without_spaces_between_them():
