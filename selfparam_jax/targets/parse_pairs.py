@@ -29,7 +29,9 @@ _THOUGHT = re.compile(rf"(?is)(?:[<◁]{_THOUGHTS}[>▷]|(\[THINK\])).*?(?:[<◁
 _THOUGHT_END = re.compile(rf"(?is)\A.*(?:[<◁]/{_THOUGHTS}[>▷]|\[/THINK\])")
 # XML: the pair's two elements, and elements around it.
 _ELEMENT = re.compile(r"(?i)<(/?)(question|answer)>")
-_WRAPPER = re.compile(r"(?im)^[ \t]*</?(?:output|response|result|final|answer|qa|pairs?|qa_pairs?)>|</\w{2,10}>[ \t]*$")
+_WRAPPER = re.compile(
+    r"(?im)^[ \t]*</?(?:output|response|result|final|answer|qa|pairs?|qa_pairs?)>|</\w{2,10}>[ \t]*$"
+)
 # A code fence on the line of other text.
 _INLINE_FENCE = re.compile(r"(?m)`{3,}(?![\w+-]*[ \t]*$)|(?<=[^\s`])`{3,}")
 # OpenAI's harmony: the last message of the final channel is the reply. Decoders that leave special tokens out leave
@@ -55,10 +57,6 @@ _ANSWER = (
 _WORD = r"[^\W\d_][^\s\d:：*_()\[\]{}\"'|`]{0,19}"
 _ANY_LABEL = re.compile(
     rf"^[\s>*_#•-]*+(?P<word>{_WORD}(?: {_WORD})?)(?P<number>\s?\d{{0,3}})[*_]*\s*[:：][*_]*[ \t]*(?P<rest>\S.*)$"
-)
-_LABEL = re.compile(
-    r"(?m)^[\s>*_#•-]*+(?P<word>[^\W\d_][^\s:：*_()\[\]{}\"'|`]{0,19}(?: [^\s:：*_()\[\]{}\"'|`\d]{1,19})?)(?P<number>\s?\d{0,3})"
-    r"[*_]*\s*[:：][*_]*[ \t]*(?P<rest>\S.*)$"
 )
 _LABEL = re.compile(
     r"(?i)^[\s>*_#•-]*+(?:\(?\d{1,3}[.)\]:]\s*)?[*_]*(?=[^\W\d_])"

@@ -211,8 +211,12 @@ def test_the_marks_of_a_reply_do_not_stay_in_its_pairs(reply):
 
 @pytest.mark.parametrize(
     "reply",
-    ["<think>Question: c?\nAnswer: d", "<|channel|>analysis<|message|>Question: c?\nAnswer: d", "[THINK]Q: c?\nA: d"]
-    + ["analysisQuestion: c?\nAnswer: d"],
+    [
+        "<think>Question: c?\nAnswer: d",
+        "<|channel|>analysis<|message|>Question: c?\nAnswer: d",
+        "[THINK]Q: c?\nA: d",
+        "analysisQuestion: c?\nAnswer: d",
+    ],
 )
 def test_a_thought_that_does_not_end_is_no_reply(reply):
     assert read(reply) == []
