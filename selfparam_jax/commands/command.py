@@ -14,7 +14,9 @@ from ml_collections import config_flags
 from selfparam_jax.data.resources import resource
 from selfparam_jax.distributed.processes import end
 from selfparam_jax.jobs.settings import check_names, check_text
+from selfparam_jax.jobs.workdir import DISK_ERRORS, StorageError
 
+STORAGE = 74  # exit code for a disk that does not keep what is written (EX_IOERR of sysexits.h)
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
@@ -26,8 +28,8 @@ def _is_news(record: standard_logging.LogRecord) -> bool:
 def run(function: Callable, *args):
     """Returns what the function returns; ends the process for what a user can do something about.
 
-    Exit code 1 with one line for input that cannot be used or a loss that is not finite, 130 for a requested stop.
-    Anything else is our mistake and shows its traceback.
+    Exit code 1 with one line for input that cannot be used or a loss that is not finite, STORAGE for a disk that is
+    full, broken or gone, 130 for a requested stop. Anything else is our mistake and shows its traceback.
     """
     if not flags.FLAGS.is_parsed():  # ours are a command's own; unparsed, absl would warn at the first line of a log
         flags.FLAGS.mark_as_parsed()
@@ -40,10 +42,11 @@ def run(function: Callable, *args):
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped", file=sys.stderr)
         end(130)
-    except (ValueError, OSError, ArithmeticError) as error:
+    except (ValueError, OSError, ArithmeticError, MemoryError) as error:
         logging.debug("traceback", exc_info=True)  # shown with --verbosity=1
-        print(f"error: {error}", file=sys.stderr)
-        end(1)
+        full = isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in DISK_ERRORS)
+        print(f"error: {error or 'the memory of this machine is used up'}", file=sys.stderr)
+        end(STORAGE if full else 1)
 
 
 def define_config(values: flags.FlagValues, argv: Sequence[str], default: str | None = None) -> None:

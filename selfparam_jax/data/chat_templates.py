@@ -40,7 +40,7 @@ def render_conversation(tokenizer: Any, messages: Sequence[dict], **options: Any
             list(messages), tokenize=False, date_string=day.strftime("%d %b %Y"), **options
         )
     except Exception as error:  # of Jinja's own kinds, and whatever a template's expressions run into
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"this model's chat template refuses a conversation of user and assistant ({reason}); {_WITHOUT}"
         ) from error

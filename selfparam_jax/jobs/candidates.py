@@ -162,7 +162,7 @@ def _progress(workdir: pathlib.Path, path: pathlib.Path, settings: Settings) -> 
         return done, done if (workdir / "results.json").exists() else settings.sequential.length
     with Checkpoints(path / "checkpoints") as checkpoints:
         step = checkpoints.latest()
-        return step, checkpoints.read_record(step)["steps"]
+        return step, checkpoints.read_record(step).get("steps", 0)
 
 
 def _predictions(workdir: pathlib.Path, path: pathlib.Path, step: int) -> list[dict] | None:

@@ -17,7 +17,8 @@ from selfparam_jax.data.passages import group_passages
 from selfparam_jax.distributed.watchdog import Watchdog
 from selfparam_jax.jobs.bars import announced
 from selfparam_jax.jobs.batch import run_batch
-from selfparam_jax.jobs.inputs import Job, prepare, start_backend
+from selfparam_jax.jobs.inputs import Job, bind_job, prepare, start_backend
+from selfparam_jax.jobs.lock import WorkdirLock
 from selfparam_jax.jobs.recommend import run_recommend
 from selfparam_jax.jobs.sequential import run_sequential
 from selfparam_jax.jobs.settings import SELF, read_settings
@@ -25,7 +26,7 @@ from selfparam_jax.jobs.single import run_single
 from selfparam_jax.jobs.synthesis import draw_unrelated, two_step_documents, write_missing_pairs
 from selfparam_jax.jobs.systems import missing_systems
 from selfparam_jax.jobs.tracking import check_trackers, track_results
-from selfparam_jax.jobs.workdir import read_results, stopped_words
+from selfparam_jax.jobs.workdir import read_results, stopped_words, storage_trouble
 from selfparam_jax.training.inject import Interrupted
 
 RUNS = {"batch": run_batch, "single": run_single, "sequential": run_sequential, "recommend": run_recommend}
@@ -38,14 +39,37 @@ def run_job(config: ConfigDict, workdir: str | pathlib.Path) -> dict:
       the content of results.json.
 
     Raises:
-      ValueError, OSError: input that cannot be used; nothing was written.
+      ValueError, OSError: input that cannot be used, or a directory that another job works in; nothing was written.
+      jobs.workdir.StorageError: the work directory is gone, or its disk is full or broken.
       training.inject.Interrupted, training.trainer.NotFiniteError: training stopped; what was done is saved.
     """
     began = time.perf_counter()
     check_trackers(read_settings(config))
     compilations = start_backend(config.compilation_cache)
-    with announced("reading and checking all input, loading the model"):
-        job = prepare(config, workdir)
+    with WorkdirLock(workdir) as lock:
+        with announced("reading and checking all input, loading the model"):
+            job = prepare(config, workdir)
+        if lock.acquire():  # `prepare` has made the directory; another job may have, at the same time
+            bind_job(job, config)
+        try:
+            results = _run(job, began)
+        except Interrupted:
+            raise
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(stopped_words(job.workdir)) from stop
+        except Exception as error:
+            if trouble := storage_trouble(job.workdir, error):
+                raise trouble from error
+            raise
+    logging.info(
+        "%d programs compiled or read from the cache (%d of them) in %.0f s",
+        compilations.programs, compilations.from_cache, compilations.seconds,
+    )  # fmt: skip
+    return results
+
+
+def _run(job: Job, began: float) -> dict:
+    """Runs a job in its work directory; returns the content of results.json."""
     finished = job.workdir / "results.json"
     if finished.exists():
         results = read_results(job.workdir)
@@ -54,19 +78,10 @@ def run_job(config: ConfigDict, workdir: str | pathlib.Path) -> dict:
             return results
         logging.info("%s is complete but for %s", job.workdir, ", ".join(missing))
     logging.info("%s: %d documents, model %s", job.settings.job, len(job.documents), job.model.name)
-    try:
-        job = with_written_texts(job)
-        with Watchdog(job.workdir, job.settings.mesh.stall_limit_s):
-            results = RUNS[job.settings.job](job, began)
-    except Interrupted:
-        raise
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(stopped_words(job.workdir)) from stop
+    job = with_written_texts(job)
+    with Watchdog(job.workdir, job.settings.mesh.stall_limit_s):
+        results = RUNS[job.settings.job](job, began)
     track_results(job, results)
-    logging.info(
-        "%d programs compiled or read from the cache (%d of them) in %.0f s",
-        compilations.programs, compilations.from_cache, compilations.seconds,
-    )  # fmt: skip
     return results
 
 

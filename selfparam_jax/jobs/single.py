@@ -52,7 +52,7 @@ def read_adapter(job: Job, directory: pathlib.Path, unfinished: bool = False) ->
         step = checkpoints.latest()
         if step is None:
             raise ValueError(f"{directory / 'checkpoints'} has no complete checkpoint yet; run the job first")
-        check_whole(directory, step, checkpoints.read_record(step)["steps"], "step", unfinished)
+        check_whole(directory, step, checkpoints.read_record(step).get("steps", 0), "step", unfinished)
         return checkpoints.read_adapter(step, replicated(job.model.mesh))
 
 

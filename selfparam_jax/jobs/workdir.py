@@ -5,6 +5,7 @@ and pairs, unrelated and general texts, a teacher that is another model, and the
 directory made with others is refused with the names of what differs.
 """
 
+import errno
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ from absl import logging
 from selfparam_jax.data.documents import Document, digest_documents, digest_texts
 from selfparam_jax.distributed.files import differences, flatten, read_json, read_log, write_json, write_text
 from selfparam_jax.distributed.processes import is_main_process
+from selfparam_jax.jobs.lock import OWN
 from selfparam_jax.jobs.settings import check_names
 
 LISTED = 8  # changed documents that a message names
@@ -53,7 +55,7 @@ def bind_workdir(
     if path.exists():
         _check_same(workdir, read_workdir(workdir), record, free)
         return
-    if workdir.exists() and any(workdir.iterdir()):
+    if workdir.exists() and any(found.name not in OWN for found in workdir.iterdir()):
         raise ValueError(f"{workdir} is not empty and holds no config.json of ours; choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
@@ -215,6 +217,49 @@ def check_whole(source: str | os.PathLike, done: int, total: int, what: str, unf
             "as it is"
         )
     logging.warning("%s is not finished (%s): it is taken as it is", source, state)
+
+
+class StorageError(OSError):
+    """The disk of a work directory does not keep what a job writes; says which directory and what to do."""
+
+
+# What the operating system says of a disk that is full, broken, or no longer there.
+DISK_ERRORS = {
+    errno.ENOSPC: "no space is left on its disk",
+    errno.EDQUOT: "the quota of its disk is used up",
+    errno.EFBIG: "a file is larger than its disk allows",
+    errno.EROFS: "its disk can no longer be written",
+    errno.EIO: "its disk reports an error of reading or writing",
+    errno.ESTALE: "its disk is no longer there",
+    errno.ENOTCONN: "its disk is no longer there",
+    errno.ENODEV: "its disk is no longer there",
+}
+# The same in the words of libraries, whose errors have no number.
+DISK_WORDS = {"No space left on device": errno.ENOSPC, "Disk quota exceeded": errno.EDQUOT}
+
+
+def storage_trouble(workdir: str | os.PathLike, error: BaseException) -> StorageError | None:
+    """What became of a work directory's disk while a job was running, if that is why the job failed."""
+    folder = pathlib.Path(workdir)
+    if not (folder / "config.json").exists():
+        what = "no longer has its config.json" if folder.exists() else "is gone"
+        return StorageError(
+            f"{folder} {what}: it was removed or moved while the job was running, or its disk is no longer there; "
+            "bring it back and give the same command again, or begin in another --workdir"
+        )
+    chain, seen = error, []
+    while chain is not None and chain not in seen:
+        seen.append(chain)
+        number = chain.errno if isinstance(chain, OSError) else None
+        number = number or next((found for words, found in DISK_WORDS.items() if words in str(chain)), None)
+        if number in DISK_ERRORS:
+            place = getattr(chain, "filename", None) or folder
+            return StorageError(
+                f"{place}: {DISK_ERRORS[number]}; what was written before is whole: give the same command again when "
+                "that is mended, and it resumes"
+            )
+        chain = chain.__cause__ or chain.__context__
+    return None
 
 
 class MetricsLog:

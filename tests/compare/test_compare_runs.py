@@ -220,7 +220,7 @@ def test_a_composed_adapter_is_the_sum_of_its_entries(runs, inside, tmp_path, ti
     with pytest.raises(ValueError, match=r"both/adapter\.safetensors cannot be read"):
         compare_sources([str(tmp_path / "both"), "one"])
     (tmp_path / "both" / "adapter.json").write_text("[]")
-    with pytest.raises(ValueError, match='expected "base_fingerprint" and "scale"'):
+    with pytest.raises(ValueError, match=r"adapter\.json: got a list, expected a JSON object"):
         compare_sources([str(tmp_path / "both"), "one"])
 
 
@@ -257,7 +257,8 @@ def test_answers_of_a_sequence(tmp_path):
     config = {**base.get_config().to_dict(), "job": "sequential"}
     files.write_json(workdir / "config.json", {"base_fingerprint": "f", "config": config, "inputs": {}})
     systems = [{"name": "base_q", "role": "lower bound"}, {"name": "injected", "role": "candidate"}]
-    files.write_json(workdir / "results.json", {"systems": systems})
+    results = {"job": "sequential", "systems": systems, "scores": {}, "steps": 9}
+    files.write_json(workdir / "results.json", results)
     asked = [
         {"context": name, "question": f"{name}{n}?", "injected": {"f1": 0.0}, "answers": ["x"]}
         for name in "abcd"

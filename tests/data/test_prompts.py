@@ -159,6 +159,23 @@ def test_a_template_that_refuses_the_conversation_is_refused():
     assert Prompt("plain", tiny_tokenizer("{{ raise_exception('No.') }}")).end_ids == (1, 2)
 
 
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{{ ''.__class__.__mro__ }}", "attribute '__class__' of 'str' object is unsafe"),
+        ("{{ messages.append(1) }}", "attribute 'append' of 'list' object is unsafe"),
+        ("{% for i in range(1000000000) %}{% endfor %}", "Range too big"),
+        ("{% include '/etc/passwd' %}", "no loader for this environment"),
+        ("{{ messages[", "unexpected"),
+        ("{{ raise_exception('line\n' * 999) }}", "line line"),
+    ],
+)
+def test_a_template_reaches_nothing_and_its_errors_are_one_line(template, told):
+    with pytest.raises(ValueError, match=told) as caught:
+        Prompt("chat", tiny_tokenizer(template))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
 # --- the kinds of chat templates -----------------------------------------------------------------------
 
 # ChatML and Zephyr: nothing in front of the first turn.

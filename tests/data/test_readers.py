@@ -91,6 +91,16 @@ RELATIONS = '<Relationships xmlns="http://schemas.openxmlformats.org/package/200
 OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
 
 
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "MOST_UNPACKED", 1 << 20)
+    path = book(tmp_path / "bomb.epub")
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("one.xhtml.bak", bytes(3 << 20))
+    assert path.stat().st_size < 10_000
+    with pytest.raises(ValueError, match=r"bomb\.epub: got an archive of 3 MiB when .*, expected at most 1;"):
+        read_document_files(path)
+
+
 def test_word(tmp_path):
     require("mammoth")
     path = archive(

@@ -168,7 +168,7 @@ def workdir(config, tmp_path):
     files.write_json(job.workdir / "config.json", record)
     with Checkpoints(job.workdir / "checkpoints") as checkpoints:
         lora = random_lora(job.model, 5, **dataclasses.asdict(job.recipe.lora))
-        checkpoints.save(2, lora, {"step": np.int32(2)}, {})
+        checkpoints.save(2, lora, {"step": np.int32(2)}, {"steps": 2})
     names = ("base_q", "injected", "base_cq")
     given = {name: [[{"answer": "x", "f1": 0.5}]] * 3 for name in names}
     files.write_lines(job.workdir / "predictions.jsonl", questions.predictions(job.documents, given))
@@ -226,7 +226,7 @@ def single(config, tmp_path):
         directory = injection_directory(job.workdir, place)
         with Checkpoints(directory / "checkpoints") as checkpoints:
             lora = random_lora(job.model, place, **dataclasses.asdict(job.recipe.lora))
-            checkpoints.save(2, lora, {"step": np.int32(2)}, {})
+            checkpoints.save(2, lora, {"step": np.int32(2)}, {"steps": 2})
         if place != 1:
             files.write_json(directory / "injected.json", {})
     return job

@@ -1,6 +1,7 @@
 """Which reader takes a file, by its suffix. A new kind is a function of a path and an entry here."""
 
 import pathlib
+import zipfile
 from collections.abc import Callable
 
 from selfparam_jax.data.readers import chats, code, office, texts, web
@@ -29,6 +30,11 @@ READERS: dict[str, Reader] = {
 NAMED_BY_STEM = (".txt", ".md")
 
 
+# Kinds that are archives, and the most bytes that one may unpack to: some kilobytes can stand for many gigabytes.
+ARCHIVES = (".epub", ".docx", ".pptx")
+MOST_UNPACKED = 1 << 30
+
+
 def read_file(path: pathlib.Path) -> list[Text] | None:
     """The texts of a file; None if it is of no known kind or layout.
 
@@ -37,7 +43,22 @@ def read_file(path: pathlib.Path) -> list[Text] | None:
       OSError: it cannot be read.
     """
     reader = READERS.get(path.suffix.lower())
+    if path.suffix.lower() in ARCHIVES:
+        _refuse_large(path)
     found = reader(path) if reader else None
     if found is not None and not any(text.text.strip() for text in found):
         raise ValueError(f"{path}: got an empty file, expected text; fill it in or remove the file")
     return found
+
+
+def _refuse_large(path: pathlib.Path) -> None:
+    """Raises ValueError for an archive that unpacks to too much; what is no archive is its reader's to refuse."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(each.file_size for each in archive.infolist())
+    if unpacked > MOST_UNPACKED:
+        raise ValueError(
+            f"{path}: got an archive of {unpacked >> 20} MiB when unpacked, expected at most {MOST_UNPACKED >> 20}; "
+            "save the document without its pictures, or as text"
+        )

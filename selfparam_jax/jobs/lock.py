@@ -1,0 +1,133 @@
+"""One job at a time in a work directory: a lock, and a note on who holds it.
+
+The operating system's lock (`filelock`) ends with the process that holds it, so a job that was killed leaves nothing
+behind that has to be removed. On a disk that several machines share, a lock may not be seen by the others: there the
+holder's note counts, which it touches while it lives.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import threading
+import time
+
+import filelock
+from absl import logging
+
+from selfparam_jax.distributed.files import read_json, replacing_own
+from selfparam_jax.distributed.mesh import all_agree
+from selfparam_jax.distributed.processes import is_main_process, process_count
+
+LOCK, HOLDER = ".lock", ".lock.json"
+OWN = (LOCK, HOLDER)  # a directory with these alone is empty
+BEAT_S = 5.0  # from one touch of the note to the next
+DEAD_S = 60.0  # of silence, after which a holder on another machine is taken for dead
+
+
+class WorkdirLock:
+    """The lock of a work directory. Of several processes the main one holds it, and all are refused together.
+
+    As a context manager it locks a directory that is there already; `acquire` locks one that was made since.
+    """
+
+    def __init__(self, workdir: str | os.PathLike):
+        self._workdir = pathlib.Path(workdir)
+        # Not for each thread: a job may be run in one that is not the one that opened it.
+        self._lock = filelock.FileLock(self._workdir / LOCK, timeout=0, thread_local=False)
+        self._held, self._stop = False, threading.Event()
+
+    def __enter__(self) -> "WorkdirLock":
+        self.acquire()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.release()
+
+    def acquire(self) -> bool:
+        """Locks the directory if it is there; all processes must call this. Returns whether it was locked just now.
+
+        Raises:
+          ValueError: another job holds it; says which, on all processes.
+        """
+        if self._held:
+            return False
+        problem, taken = "", False
+        if is_main_process() and self._workdir.is_dir():
+            problem = self._try()
+            taken = not problem
+        if not all_agree([not problem])[0]:
+            raise ValueError(problem or f"{self._workdir} is in use; the log of the main process says by whom")
+        self._held = taken
+        return taken
+
+    def _try(self) -> str:
+        """Takes the lock; returns why it cannot be taken, or ""."""
+        try:
+            self._lock.acquire()
+        except filelock.Timeout:
+            return self._in_use()
+        holder = self._holder()
+        if holder.get("host") not in (None, socket.gethostname()) and self._silence_s() < DEAD_S:
+            self._lock.release()  # this disk does not carry locks from one machine to another
+            return self._in_use()
+        if holder:
+            logging.info("%s: %s ended without a word; its lock is taken over", self._workdir, _named(holder))
+        note = {"pid": os.getpid(), "host": socket.gethostname(), "processes": process_count(), "since": time.time()}
+        with replacing_own(self._workdir / HOLDER) as temporary:
+            temporary.write_text(json.dumps(note) + "\n", encoding="utf-8")
+        threading.Thread(target=self._beat, daemon=True).start()
+        return ""
+
+    def release(self) -> None:
+        """Lets go of the directory, if it is held."""
+        if not self._held:
+            return
+        self._stop.set()
+        with contextlib.suppress(OSError):  # of a directory that is gone
+            (self._workdir / HOLDER).unlink()
+        self._lock.release()
+        self._held = False
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            try:
+                os.utime(self._workdir / HOLDER)
+            except OSError:  # the directory is gone: whatever the job writes next says so
+                return
+
+    def _holder(self) -> dict:
+        """The note of who holds it, or held it last; {} if there is none that can be read."""
+        try:
+            return read_json(self._workdir / HOLDER)
+        except (OSError, ValueError):
+            return {}
+
+    def _silence_s(self) -> float:
+        """Seconds since the note was touched, by the clock of the disk: those of two machines may differ."""
+        probe = self._workdir / f"{HOLDER}.{os.getpid()}"
+        try:
+            probe.touch()
+            return probe.stat().st_mtime - (self._workdir / HOLDER).stat().st_mtime
+        except FileNotFoundError:
+            return float("inf")
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _in_use(self) -> str:
+        holder, silent = self._holder(), self._silence_s()
+        said = f"{self._workdir} is in use by {_named(holder)}"
+        if silent < DEAD_S:
+            return f"{said}; wait for its end or stop it, or choose another --workdir"
+        seen = "" if silent == float("inf") else f", which has given no sign of life for {silent:.0f} s"
+        return f"{said}{seen}; if that process is gone, remove {self._workdir / LOCK}"
+
+
+def _named(holder: dict) -> str:
+    if not holder:
+        return "another job"
+    since = holder.get("since")
+    began = time.strftime(", since %Y-%m-%d %H:%M", time.localtime(since)) if isinstance(since, int | float) else ""
+    of_many = f", of {holder['processes']} processes" if holder.get("processes", 1) != 1 else ""
+    return f"another job (process {holder.get('pid')} on {holder.get('host')}{of_many}{began})"
