@@ -13,6 +13,8 @@ if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0" and impor
     "jaxlib"
 ).startswith(("0.9.", "0.10.")):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# Compiling UMAP takes a hundred times as long as the few nodes of a test; read when numba is loaded.
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
 import gc
 import shutil

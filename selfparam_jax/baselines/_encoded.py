@@ -88,6 +88,7 @@ class RetrievedByVectors(Retrieved):
         return vectors
 
     def index(self, texts: Sequence[str]) -> None:
+        self.earlier_s = 0.0
         self.vectors = self.embed(self.titles, texts)
 
     def scores(self, question: str) -> np.ndarray:

@@ -13,6 +13,8 @@ from selfparam_jax.distributed.ranges import Range, check_ranges
 from selfparam_jax.evaluation.questions import SHORT_TOKENS, answer_with_texts
 from selfparam_jax.evaluation.systems import BaseSystem
 
+PASSAGES = Range(1, 10**4)
+
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalOptions:
@@ -27,7 +29,7 @@ class RetrievalOptions:
       ValueError: a value outside its range.
     """
 
-    passages: Annotated[int, Range(1, 10**4)] = 3
+    passages: Annotated[int, PASSAGES] = 3
     passage_tokens: Annotated[int, Range(LEAST_TOKENS, 2**20)] = 100
 
     def __post_init__(self):

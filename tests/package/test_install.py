@@ -25,6 +25,7 @@ EXTRAS = {
     "eval",
     "trackers",
     "int8",
+    "raptor",
     "torch",
     "tpu",
     "gpu-plan",
@@ -38,6 +39,7 @@ EXTRAS = {
 EXTENDS = "selfparam_jax.evaluation.harness"
 OPTIONAL = ("bs4", "json_repair", "mammoth", "markdownify", "matplotlib", "openai", "peft", "pptx", "pypdf", "qwix")
 OPTIONAL += ("rapidfuzz", "tenacity", "torch", "zstandard", "fastapi", "uvicorn", "lm_eval", "tensorboardX", "wandb")
+OPTIONAL += ("sklearn", "umap")
 
 
 def python_module(*arguments):
