@@ -320,6 +320,11 @@ def _squad_document(path: pathlib.Path) -> dict | None:
             f"{path}, line {error.lineno}: got malformed JSON ({error.msg}), expected one object in SQuAD's layout; "
             "correct the file"
         ) from error
+    except (RecursionError, ValueError) as error:
+        what = (
+            "JSON that is nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"
+        )
+        raise ValueError(f"{path}: got {what}, expected SQuAD's layout; correct the file") from error
     fields = document.keys() if isinstance(document, dict) else ()
     if "data" not in fields and not {"id", "context"} <= set(fields):
         got = f"an object with {', '.join(fields)}" if fields else kind_of(document)

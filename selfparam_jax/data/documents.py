@@ -21,7 +21,7 @@ from selfparam_jax.data.extras import MissingExtraError
 from selfparam_jax.data.readers.chats import is_conversation, read_conversation
 from selfparam_jax.data.readers.registry import NAMED_BY_STEM, READERS, read_file
 from selfparam_jax.data.readers.texts import Text, decode
-from selfparam_jax.distributed.files import refuse_surrogates
+from selfparam_jax.distributed.files import parse_json, refuse_surrogates
 
 # Files of records, one a line; a file of another unknown kind is tried as such, too, if it is text.
 RECORD_SUFFIXES = (".jsonl", ".ndjson")
@@ -105,9 +105,9 @@ def read_document_files(path: str | os.PathLike, limit: int = 0, ids: tuple[str,
     A file of a kind in `readers.registry` is one document, or several where it holds several conversations; a JSONL
     file has a document or a conversation a line. The id of a text or Markdown file is its name without the suffix,
     that of others their name; of a folder, relative to it. A folder is read recursively in sorted order, hidden files
-    left out. Its files of unknown kinds are left out and named in the log; one that is empty or cannot be read is an
-    error. All records are checked, also those that are not selected. `corpora.read_documents` reads data sets as
-    well.
+    left out. Its files of unknown kinds are left out and named in the log; one that is empty or cannot be read, or a
+    link to nothing, is an error. All records are checked, also those that are not selected. `corpora.read_documents`
+    reads data sets as well.
 
     Args:
       path: file, folder or pattern.
@@ -230,14 +230,8 @@ def _records(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
         if not text.strip():
             continue
         where = f"{path}, line {line}"
-        try:
-            record = json.loads(text, object_pairs_hook=functools.partial(_unique, where=where))
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{where}: got malformed JSON ({error.msg} at column {error.colno}), expected one JSON "
-                "object a line; correct the line"
-            ) from error
-        refuse_surrogates(record, where)
+        unique = functools.partial(_unique, where=where)
+        record = parse_json(text, where, "one JSON object a line; correct the line", unique)
         yield line, _typed(record, "an object", where)
 
 
@@ -345,6 +339,10 @@ def _string(value: object, field: str, where: str) -> str:
     _typed(value, "a string", f"{where}: {field!r}")
     if not value.strip():
         raise ValueError(f"{where}: {field!r}: got an empty string, expected text; fill it in or remove the entry")
+    if "\0" in value:
+        raise ValueError(
+            f"{where}: {field!r}: got a NUL character at character {value.index(chr(0))}, expected text; remove it"
+        )
     return value
 
 
@@ -403,13 +401,20 @@ def _refuse_binary(path: pathlib.Path) -> None:
 
 def _files_below(folder: pathlib.Path) -> list[pathlib.Path]:
     """The files of a folder, relative to it, in sorted order; hidden ones left out."""
-    relative = sorted(file.relative_to(folder) for file in folder.rglob("*"))
-    # Hidden: editors and file systems leave half copies there.
-    return [
-        name
-        for name in relative
-        if not any(part.startswith(".") for part in name.parts) and (folder / name).is_file()
-    ]
+    found = []
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        below = pathlib.Path(place).relative_to(folder)
+        # Hidden: editors and file systems leave half copies there.
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if links := [str(below / name) for name in folders if os.path.islink(os.path.join(place, name))]:
+            logging.warning("%s: links to folders are not followed: %s", folder, ", ".join(_listed(links)))
+        found += [below / name for name in files if not name.startswith(".")]
+    # A link to nothing is kept, so that it is named.
+    return sorted(name for name in found if (folder / name).is_file() or (folder / name).is_symlink())
 
 
 def _matching_files(pattern: str) -> tuple[pathlib.Path, list[pathlib.Path]]:
@@ -466,6 +471,8 @@ def _documents_of(root: pathlib.Path, names: Sequence[pathlib.Path], source: str
 
 def _file_of_many(path: pathlib.Path, name: pathlib.Path) -> list[Document] | None:
     """The documents of one of many files; None if its kind is unknown."""
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(f"{path}: a link to {os.readlink(path)}, which is not there; remove the link")
     if path.suffix.lower() in RECORD_SUFFIXES:
         return _file_documents(path, name.with_suffix("").as_posix())
     found = read_file(path)

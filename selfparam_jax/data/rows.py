@@ -151,7 +151,7 @@ def first_record(path: pathlib.Path) -> dict:
     try:
         with path.open(encoding="utf-8-sig") as file:
             record = json.loads(next((line for line in file if line.strip()), "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -103,13 +103,14 @@ def read_log(path: str | os.PathLike) -> list[dict]:
     return records
 
 
-def parse_json(text: str | bytes, where: str, expected: str) -> Any:
+def parse_json(text: str | bytes, where: str, expected: str, make_object: Callable | None = None) -> Any:
     """What a JSON text holds.
 
     Args:
       text: UTF-8 where it is bytes.
       where: names the file, and the line, in a message.
       expected: what it should be, and what to do if it is not; ends the message.
+      make_object: makes an object of its (key, value) pairs; None makes a dict.
 
     Returns:
       a value without halves of characters.
@@ -120,7 +121,8 @@ def parse_json(text: str | bytes, where: str, expected: str) -> Any:
     if not text.strip():
         raise ValueError(f"{where}: got nothing, expected {expected}")
     try:
-        value = json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
+        whole = text.decode("utf-8") if isinstance(text, bytes) else text
+        value = json.loads(whole, object_pairs_hook=make_object)
         refuse_surrogates(value, where)
     except RecursionError:
         raise ValueError(f"{where}: got JSON that is nested too deeply, expected {expected}") from None

@@ -35,6 +35,7 @@ from selfparam_jax.jobs.settings import SELF, BaselineOptions, Settings, read_se
 from selfparam_jax.jobs.workdir import bind_workdir, digest_inputs, read_workdir
 from selfparam_jax.models.attention import BLOCKS, check_backend, runs_on
 from selfparam_jax.targets.choose_pairs import fitting_pairs
+from selfparam_jax.targets.sentences import lengths_in_rows
 from selfparam_jax.targets.write_pairs import needs_writing
 from selfparam_jax.targets.writers import check_writer
 from selfparam_jax.training.inject import Start, recipe_targets
@@ -442,9 +443,7 @@ def check_targets(job: Job) -> None:
         together = [source.passages for source in group_passages(job.documents)]
     for documents in together:
         sentences = recipe_targets(documents, job.prompt, recipe, job.unrelated)
-        starts = [sentence.start_ids(job.prompt.start_ids) for sentence in sentences]
-        lengths = [len(start) + len(sentence.ids) for start, sentence in zip(starts, sentences, strict=True)]
-        check_sizes(lengths, recipe.train.seq_len)
+        lengths_in_rows(sentences, job.prompt.start_ids, recipe.train.seq_len)
 
 
 def mesh_for_questions(settings: Settings) -> jax.sharding.Mesh:

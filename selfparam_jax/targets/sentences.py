@@ -102,6 +102,31 @@ def context_groups(sentences: Sequence[Sentence]) -> dict[int | None, list[int]]
     return groups
 
 
+def lengths_in_rows(sentences: Sequence[Sentence], start_ids: Sequence[int], seq_len: int) -> list[int]:
+    """How many tokens of a row each sentence takes, what the student reads before it included.
+
+    Raises:
+      ValueError: one is longer than a row; names it, its document, and the settings that help.
+    """
+    lengths = [len(sentence.start_ids(start_ids)) + len(sentence.ids) for sentence in sentences]
+    longest = max(range(len(lengths)), key=lengths.__getitem__, default=None)
+    if longest is None or lengths[longest] <= seq_len:
+        return lengths
+    record, kind = sentences[longest].record, sentences[longest].kind
+    said = next((record[name] for name in ("question", "text", "prompt") if record.get(name)), "")
+    said = said or next(iter(record.get("questions") or ()), "")
+    what = {"qa": "the pair", "tail": "the tail", "unrelated": "the unrelated text"}.get(kind, f"the {kind} sentence")
+    document = f"document {record['context']!r}: " if kind in ("qa", "tail") and record.get("context") else ""
+    help_of = {
+        "qa": ", shorten the pair, or leave such pairs out with targets.long_pairs=skip",
+        "unrelated": ", or lower targets.unrelated_tokens",
+    }
+    raise ValueError(
+        f"{document}{what} {said[:60]!r} has {lengths[longest]} tokens (what the prompt format puts before it "
+        f"included), but a row holds {seq_len}; raise train.seq_len{help_of.get(kind, '')}"
+    )
+
+
 def first_slots(sentences: Sequence[Sentence]) -> np.ndarray:
     """Where each sentence's loss tokens begin in the store of hidden states, int64 [len(sentences)].
 

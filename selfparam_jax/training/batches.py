@@ -11,14 +11,13 @@ from jax.sharding import Mesh
 from selfparam_jax.data.packing import (
     Piece,
     Rows,
-    check_sizes,
     fill_rate,
     fill_rows,
     first_fit_decreasing,
     loss_positions,
 )
 from selfparam_jax.distributed.mesh import put_rows, put_rows_of_shares, shards
-from selfparam_jax.targets.sentences import Sentence
+from selfparam_jax.targets.sentences import Sentence, lengths_in_rows
 from selfparam_jax.training.losses import Signal
 from selfparam_jax.training.optimizer import TrainConfig
 from selfparam_jax.training.teacher import Teacher
@@ -97,9 +96,7 @@ class Plan:
         """
         self._sentences, self._first_slots, self._start_ids, self._config = sentences, first_slots, start_ids, config
         self._unrelated_per_epoch = unrelated_per_epoch
-        lengths = [len(sentence.start_ids(start_ids)) + len(sentence.ids) for sentence in sentences]
-        self._lengths = np.asarray(lengths, np.int64)
-        check_sizes(self._lengths, config.seq_len)
+        self._lengths = np.asarray(lengths_in_rows(sentences, start_ids, config.seq_len), np.int64)
         self._unrelated = [i for i, sentence in enumerate(sentences) if sentence.kind == "unrelated"]
         self._others = [i for i, sentence in enumerate(sentences) if sentence.kind != "unrelated"]
         if not any(self._members(epoch) for epoch in range(config.epochs)):

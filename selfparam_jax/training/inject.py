@@ -514,6 +514,11 @@ def read_teacher(
             "the teacher is confident of %d of %d sentences; the others are left out", len(chosen), len(sentences)
         )
         sentences, slots = [sentences[i] for i in chosen], slots[chosen]
+        if not any(sentence.kind in ("qa", "tail") for sentence in sentences):
+            raise ValueError(
+                f"the teacher gives no answer of the documents' pairs a confidence of {least} "
+                "(targets.least_confidence), so nothing of them would be learned; lower it"
+            )
     if continual.replay is not None:
         again = continual.replay.sentences
         counts = [len(sentence.loss_tokens) for sentence in again]

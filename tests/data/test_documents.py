@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 
 import pytest
 
@@ -43,6 +44,62 @@ def _file(tmp_path, *lines, name="c.jsonl"):
 
 def _without(field):
     return {key: value for key, value in RECORD.items() if key != field}
+
+
+HOSTILE = {
+    "nested": ('{"text": "x", "metadata": ' + "[" * 30_000 + "]" * 30_000 + "}", "nested too deeply"),
+    "digits": ('{"text": "x", "metadata": {"n": ' + "7" * 5000 + "}}", "a number of thousands of digits"),
+    "surrogate": ('{"text": "x\\ud800"}', "half of a character"),
+    "escaped NUL": ('{"text": "x\\u0000y"}', "'text': got a NUL character at character 1"),
+    "NUL": ('{"text": "x\0y"}', "got a NUL character"),
+    "only NUL": ("\0" * 20, "got a NUL character"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_lines_are_named(tmp_path, name):
+    line, message = HOSTILE[name]
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"text": "Fine."}\n' + line + "\n")
+    said = _message(read_document_files, path)
+    assert (
+        said.startswith(f"{path}, line 2: ") and message in said and len(said.splitlines()) == 1 and len(said) < 500
+    )
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".md", ".rst", ".py", ".ipynb"])
+def test_a_file_with_nul_bytes_is_named(tmp_path, suffix):
+    path = tmp_path / f"c{suffix}"
+    path.write_bytes(b"One line.\nTwo\0.\n")
+    assert f"{path}, line 2: got a NUL character" in _message(read_document_files, path)
+
+
+@pytest.mark.parametrize("content", ["[" * 30_000, '{"cells": ' + "9" * 5000 + "}", "{", "[]"])
+def test_a_damaged_notebook_is_named_in_one_line(tmp_path, content):
+    (tmp_path / "c.ipynb").write_text(content)
+    said = _message(read_document_files, tmp_path / "c.ipynb")
+    assert "c.ipynb: got " in said and "expected a Jupyter notebook of format 4" in said and len(said) < 400
+
+
+def test_what_cannot_be_read_in_a_folder_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("Fine.")
+    (tmp_path / "b.txt").symlink_to("nowhere.txt")
+    (tmp_path / "c.md").symlink_to("c.md")  # a circle
+    said = _message(read_document_files, tmp_path)
+    assert (
+        "2 files cannot be used" in said
+        and f"{tmp_path / 'b.txt'}: a link to nowhere.txt, which is not there" in said
+    )
+    assert f"{tmp_path / 'c.md'}: a link to c.md" in said
+    assert "a link to nowhere.txt" in _message(read_document_files, str(tmp_path / "[ab]*"))
+    for name in ("b.txt", "c.md"):
+        (tmp_path / name).unlink()
+    (tmp_path / "more").symlink_to(tmp_path)  # a folder in itself is not followed
+    assert len(read_document_files(tmp_path)) == 1
+    # Not by its mode: tests may be run by root, who may read everything.
+    monkeypatch.setattr(os, "scandir", lambda path: (_ for _ in ()).throw(PermissionError(13, "no", str(path))))
+    with pytest.raises(PermissionError, match=str(tmp_path)):
+        read_document_files(tmp_path)
 
 
 def _message(function, *args, **kwargs):

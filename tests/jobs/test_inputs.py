@@ -119,7 +119,10 @@ BAD = {
     "too few unrelated texts": (change("targets.unrelated_per_epoch", 4), "got 3 texts .* expected 4"),
     "more pairs than there are": (change("targets.qa_per_context", 9), "has 3 qa_pairs"),
     "unknown way with long pairs": (change("targets.long_pairs", "cut"), "expected one of refuse, skip"),
-    "a long pair": (contexts_file(record(qa_pairs=[LONG])), "a row holds 128"),
+    "a long pair": (
+        contexts_file(record(qa_pairs=[LONG])),
+        "^document 'doc-0': the pair '.*' has .* a row holds 128; raise train.seq_len, .*long_pairs=skip$",
+    ),
     "parts that do not divide": (change("train.accumulate", 3), "expected a divisor of train.batch_size = 8"),
     "a mesh too large": (change("mesh.fsdp", 3), "does not fit 8 devices"),
     "a mesh that does not divide": (change("mesh.tensor", 4), r"mesh\.tensor = 4 does not divide .* 1 or 2"),

@@ -137,7 +137,7 @@ def read_json(path: pathlib.Path) -> list[Text] | None:
     """The conversations of a JSON file: one, or a list of them (ShareGPT's layout); None for another layout."""
     try:
         content = json.loads(decode(path))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     records = content if isinstance(content, list) else [content]
     if not records or not all(map(is_conversation, records)):

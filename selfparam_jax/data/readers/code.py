@@ -1,10 +1,10 @@
 """Source code and notebooks, as Markdown: code stands in a fence that names its language."""
 
-import json
 import pathlib
 import re
 
 from selfparam_jax.data.readers.texts import Text, decode
+from selfparam_jax.distributed.files import parse_json
 
 # The language that a fence names, by the file's suffix.
 LANGUAGES = {
@@ -31,6 +31,9 @@ def read_source(path: pathlib.Path) -> list[Text]:
     return [Text(fence(code, LANGUAGES[path.suffix.lower()]) if code.strip() else "", path.name)]
 
 
+NOTEBOOK = "a Jupyter notebook of format 4; save it again in Jupyter"
+
+
 def read_notebook(path: pathlib.Path) -> list[Text]:
     """A Jupyter notebook: its Markdown, its code in fences, and what the code printed; pictures are left out.
 
@@ -38,15 +41,12 @@ def read_notebook(path: pathlib.Path) -> list[Text]:
       ValueError: it is no notebook of format 4.
     """
     try:
-        content = json.loads(decode(path))
+        content = parse_json(decode(path), str(path), NOTEBOOK)
         cells = content["cells"]
         language = content.get("metadata", {}).get("kernelspec", {}).get("language", "python")
         parts = [part for cell in cells for part in _cell_parts(cell, language)]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path}: got {type(error).__name__}: {error}, expected a Jupyter notebook of format 4; save it "
-            "again in Jupyter"
-        ) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: got {type(error).__name__}: {error}, expected {NOTEBOOK}") from error
     text = "\n\n".join(parts).strip()
     heading = re.search(r"(?m)^#{1,6} +(\S.*?)[ #]*$", text)
     return [Text(text, heading[1] if heading else "")]

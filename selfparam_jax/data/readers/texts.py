@@ -48,7 +48,7 @@ def decode(path: pathlib.Path) -> str:
     UTF-8, or UTF-16 where a byte-order mark says so.
 
     Raises:
-      ValueError: bytes of another encoding; the message names line and offset.
+      ValueError: bytes of another encoding, or no text; the message names the line.
       OSError: the file cannot be read.
     """
     raw = path.read_bytes()
@@ -61,6 +61,12 @@ def decode(path: pathlib.Path) -> str:
             f"{path}, line {line}: got byte 0x{raw[error.start]:02x} at byte offset {error.start}, "
             "expected UTF-8; convert the file to UTF-8"
         ) from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(
+            f"{path}, line {line}: got a NUL character, expected text; if the file is UTF-16, save it as UTF-8, and "
+            "if it is no text, remove it"
+        )
     return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 
