@@ -30,6 +30,17 @@ from selfparam_jax.models.shardings import parameter_shardings
 
 INITIALIZED = "initialized"  # 1 once the pool has been filled in training
 WRITER, READER = "default", "decoder_adapter"  # the adapters' names
+# With these, other releases (memoryllm-7b, M+) number positions, drop vectors or look them up in ways of their own.
+OTHER_WAYS = (
+    "add_encoder_retriever",
+    "add_selector",
+    "drop_memory_token",
+    "interpolate_position_ids",
+    "num_ltm_blocks",
+    "share_position_ids",
+    "split_positional_embedding",
+    "use_negative_position_ids",
+)
 
 
 @flax.struct.dataclass
@@ -134,13 +145,24 @@ def load_memoryllm(source: str | os.PathLike, dtype: Any = "float32", mesh: Mesh
         block,
         bool(fields.get("drop_memory_per_layer", False)),
     )
-    # The memory stands before the prompt, whose tokens have the positions after it.
-    longer = dataclasses.replace(config, max_position_embeddings=config.max_position_embeddings + 1 + blocks * block)
+    longer = dataclasses.replace(config, max_position_embeddings=_positions(config, blocks * block))
     model = Model(directory.name, longer, params, read_tokenizer(directory), hf_config, fingerprint, mesh,
                   source=os.fspath(source))  # fmt: skip
     writer = _adapter(tensors, config, adapters, WRITER)
     reader = _adapter(tensors, config, adapters, READER if READER in adapters.names else WRITER)
     return MemoryCheckpoint(model, pool, writer, reader, adapters.scale)
+
+
+def _positions(config: ModelConfig, vectors: int) -> int:
+    """How many positions there are: the memory stands before the prompt, whose tokens have those after it.
+
+    A linear factor stretches the positions that the Llama had, and there are no more: the published model has 14,848,
+    of which its memory takes 12,801.
+    """
+    with_memory, scaling = config.max_position_embeddings + 1 + vectors, config.rope_scaling
+    if scaling is None or scaling.rope_type != "linear":
+        return with_memory
+    return min(with_memory, int(config.max_position_embeddings * scaling.factor))
 
 
 def _memory_fields(directory: Path, fields: dict) -> tuple[int, int, _Adapters]:
@@ -154,16 +176,33 @@ def _memory_fields(directory: Path, fields: dict) -> tuple[int, int, _Adapters]:
             )
     if not fields.get("add_bos_embedding", True):
         raise ValueError(f"{path}: add_bos_embedding is false, expected true; a memory without BOS is not supported")
+    if others := [name for name in OTHER_WAYS if fields.get(name)]:
+        raise ValueError(
+            f"{path}: {others[0]} = {fields[others[0]]!r}, expected none; it is of another release of MemoryLLM. Use "
+            "YuWangX/memoryllm-8b or one like it."
+        )
+    for name in ("drop_memory_per_layer", "add_decoder_lora"):
+        if not isinstance(fields.get(name, False), bool):
+            raise ValueError(f"{path}: {name} = {fields[name]!r}, expected true or false")
+    vectors = fields["num_blocks"] * fields["num_tokens"]
+    if (total := fields.get("num_memory_tokens", vectors)) != vectors:
+        raise ValueError(f"{path}: num_memory_tokens = {total!r}, expected num_blocks * num_tokens = {vectors}")
     lora = fields.get("lora_config")
     adapters = _Adapters()
     if lora is not None:
+        rank, alpha = (lora.get(name) for name in ("r", "lora_alpha")) if isinstance(lora, dict) else (None, None)
+        if type(rank) is not int or rank < 1 or type(alpha) not in (int, float) or not alpha > 0:
+            raise ValueError(
+                f"{path}: lora_config has r = {rank!r} and lora_alpha = {alpha!r}, expected a whole number of at "
+                "least 1 and a number above 0"
+            )
         if unknown := set(lora.get("target_modules") or ["(none)"]) - set(PROJECTIONS):
             raise ValueError(
                 f"{path}: lora_config.target_modules has {', '.join(sorted(unknown))}, expected some of "
                 f"{', '.join(PROJECTIONS)}"
             )
         names = (WRITER, READER) if fields.get("add_decoder_lora") else (WRITER,)
-        adapters = _Adapters(lora["r"], lora["lora_alpha"] / lora["r"], tuple(lora["target_modules"]), names)
+        adapters = _Adapters(rank, alpha / rank, tuple(lora["target_modules"]), names)
     return fields["num_blocks"], fields["num_tokens"], adapters
 
 

@@ -81,6 +81,12 @@ def test_the_published_layout(tmp_path):
             np.testing.assert_array_equal(pair["b"][2], tensors[f"{module}.lora_B.{adapter}.weight"].T)
 
 
+def test_the_prompt_has_the_positions_that_the_stretched_ones_leave(tmp_path):
+    """As 14,848 = 8,192 * 1.8125 of the published model, of which 12,801 are the memory's."""
+    published(tmp_path, rope_scaling={"factor": 1.03125, "type": "linear"})
+    assert load_memoryllm(tmp_path).model.config.max_position_embeddings == 528 < 512 + 1 + BLOCKS * BLOCK
+
+
 def test_a_checkpoint_without_adapters(tmp_path):
     published(tmp_path, adapters=False, drop_memory_per_layer=False)
     loaded = load_memoryllm(tmp_path)
@@ -112,6 +118,15 @@ def test_a_wrong_tensor_is_named(tmp_path, name, value, message):
     ({"num_blocks": None}, "num_blocks = None, expected a number"),
     ({"add_bos_embedding": False}, "add_bos_embedding is false"),
     ({"lora_config": {**LORA, "target_modules": ["w_proj"]}}, "target_modules has w_proj"),
+    ({"lora_config": {"target_modules": ["q_proj"]}}, "lora_config has r = None and lora_alpha = None, expected"),
+    ({"lora_config": {**LORA, "r": 0}}, "lora_config has r = 0 and lora_alpha = 6, expected"),
+    ({"lora_config": [LORA]}, "lora_config has r = None"),
+    ({"drop_memory_per_layer": "yes"}, "drop_memory_per_layer = 'yes', expected true or false"),
+    ({"num_memory_tokens": 25}, r"num_memory_tokens = 25, expected num_blocks \* num_tokens = 24"),
+    ({"interpolate_position_ids": True}, "interpolate_position_ids = True, expected none; it is of another release"),
+    ({"num_ltm_blocks": 150}, "num_ltm_blocks = 150, expected none"),
+    ({"model_type": "memoryllm"}, "model_type"),
+    ({"rope_scaling": {"factor": 2.0, "type": "dynamic"}}, "dynamic"),
 ])  # fmt: skip
 def test_a_wrong_config_is_refused(tmp_path, fields, message):
     published(tmp_path, **fields)
