@@ -57,10 +57,14 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def write_lines(path: str | os.PathLike, records: Iterable[dict]) -> None:
-    """Writes one JSON object a line; NaN and infinity are refused."""
-    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records]
-    write_text(path, "".join(lines))
+# In a file that a later run computes from: sha256 of its contents without this entry, or of the lines before it.
+CHECKSUM = "checksum"
+
+
+def write_lines(path: str | os.PathLike, records: Iterable[dict], sealed: bool = False) -> None:
+    """Writes one JSON object a line; NaN and infinity are refused. `sealed` adds a line with a checksum."""
+    text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+    write_text(path, text + (json.dumps({CHECKSUM: _sha256(text.encode())}) + "\n" if sealed else ""))
 
 
 def read_lines(path: str | os.PathLike) -> list[dict]:
@@ -70,7 +74,7 @@ def read_lines(path: str | os.PathLike) -> list[dict]:
     out.
 
     Raises:
-      ValueError: another line is not a JSON object, or has text that is not Unicode.
+      ValueError: another line is not a JSON object, or has text that is not Unicode; the checksum is of other lines.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -79,7 +83,20 @@ def read_lines(path: str | os.PathLike) -> list[dict]:
     records = [_read_line(line, f"{path}, line {n}") for n, line in enumerate(lines, start=1) if line.strip()]
     if last.strip() and _parses(last):
         records.append(_read_line(last, f"{path}, line {len(lines) + 1}"))
+    if records and records[-1].keys() == {CHECKSUM}:
+        _check_seal(path, records.pop()[CHECKSUM], b"".join(line + b"\n" for line in lines[:-1]), RESTORE)
     return records
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _check_seal(path: str | os.PathLike, seal: object, content: bytes, advice: str) -> None:
+    if seal != _sha256(content):
+        raise ValueError(
+            f"{path}: the checksum in it is that of other contents, so it was damaged or edited; {advice}"
+        )
 
 
 def read_log(path: str | os.PathLike) -> list[dict]:
@@ -202,6 +219,8 @@ def read_json(path: str | os.PathLike, kind: type = dict, keys: Collection[str] 
         raise ValueError(f"{path}: got {_name_of(value)}, expected {shape}; {advice}")
     if missing := [key for key in keys if key not in value]:
         raise ValueError(f"{path}: got no {missing[0]!r}, expected {shape}; {advice}")
+    if kind is dict and CHECKSUM in value:
+        _check_seal(path, value.pop(CHECKSUM), _to_text(value, path).encode(), advice)
     return value
 
 
@@ -209,8 +228,14 @@ def _name_of(value: object) -> str:
     return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), f"{value!r:.40}")
 
 
-def write_json(path: str | os.PathLike, obj: object) -> None:
-    """Writes JSON for people to read; NumPy values are allowed, NaN and infinity are refused."""
+def write_json(path: str | os.PathLike, obj: object, sealed: bool = False) -> None:
+    """Writes JSON for people to read; NumPy values are allowed, NaN and infinity are refused.
+
+    `sealed` adds a checksum to an object, which `read_json` checks and leaves out.
+    """
+    if sealed:
+        obj = as_read(path, obj)
+        obj = {**obj, CHECKSUM: _sha256(_to_text(obj, path).encode())}
     write_text(path, _to_text(obj, path) + "\n")
 
 

@@ -91,7 +91,7 @@ def complete(workdir: pathlib.Path, results: dict) -> dict:
     path = workdir / "results.json"
     record = files.as_read(path, results)
     report.write_report(workdir, record)
-    files.write_json(path, record)
+    files.write_json(path, record, sealed=True)
     return record
 
 

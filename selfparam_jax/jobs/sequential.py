@@ -144,7 +144,7 @@ def _system_sequence(
         path = folder / "evaluations" / f"{done:03d}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_json(path, sequences.evaluate_model(setup, growing.model(), sequence.documents))
+            files.write_json(path, sequences.evaluate_model(setup, growing.model(), sequence.documents), sealed=True)
         rows.append(files.read_json(path, keys=("answers", "drift")))
         logging.info("%s, after %d of %d documents", entry.name, done, len(sequence.sources))
     return rows, notes

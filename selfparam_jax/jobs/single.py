@@ -76,7 +76,7 @@ def run_single(job: Job, began: float) -> dict:
             part = files.read_json(finished, keys=PART)
         else:
             part = inject_single(job, document.passages, directory, f"{index + 1}/{len(documents)} {document.id}")
-            files.write_json(finished, part)
+            files.write_json(finished, part, sealed=True)
         injected += questions.match_answers(document.passages, part["answers"])
         drifts.append(part["drift"])
         fills.append(part["fill"])

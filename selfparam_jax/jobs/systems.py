@@ -146,7 +146,7 @@ def _measure(job: Job, entry: SystemEntry, adapters: Callable[[int], dict] | Non
     if scores := questions.summarize(joined):
         logging.info("%s: F1 %.3f over %d documents", entry.name, scores["f1"], len(joined))
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_lines(path, questions.answer_records(job.documents, answers))
+    files.write_lines(path, questions.answer_records(job.documents, answers), sealed=True)
     write_measured(job, entry.name, groups)
     return answers
 
@@ -263,4 +263,4 @@ def write_measured(job: Job, name: str, groups: Sequence[dict]) -> None:
     """Keeps what a system took (`measured_group`), also that of the job's own injections."""
     path = measured_path(job.workdir, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, {"options": _options_record(job, name), "groups": list(groups)})
+    files.write_json(path, {"options": _options_record(job, name), "groups": list(groups)}, sealed=True)

@@ -157,7 +157,7 @@ def run_sequence(setup: SequenceSetup, sequence: DocumentSequence) -> dict:
         if not path.exists():
             growing.add(ledger, entries[:done])
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_json(path, evaluate_model(setup, growing.model(), sequence.documents))
+            files.write_json(path, evaluate_model(setup, growing.model(), sequence.documents), sealed=True)
         row = files.read_json(path)
         if rows:
             rows[-1].pop("answers")  # of all rows they would be the square of the documents
@@ -258,7 +258,7 @@ def inject_next(
         keep_replay(directory / "replay", *taught, config.replay_pairs, seed)
     note = {"seconds": time.perf_counter() - began, "steps": injection.steps, "fill": injection.fill}
     note |= {"teacher_s": injection.teacher_s, "train_s": injection.train_s}
-    files.write_json(directory / "injected.json", note | {"sentence_tokens": injection.sentence_tokens})
+    files.write_json(directory / "injected.json", note | {"sentence_tokens": injection.sentence_tokens}, sealed=True)
     return ledger.append(
         document.id, document.digest, files.digest(directory / "targets.jsonl"), setup.record, injection.lora,
         recipe.lora.scale,
@@ -335,7 +335,7 @@ def _self_generated_pairs(
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         pairs = generate_replay_pairs(now.decoder(), {"params": now.params}, setup.prompt, count, seed)
-        files.write_lines(path, map(dataclasses.asdict, pairs))
+        files.write_lines(path, map(dataclasses.asdict, pairs), sealed=True)
     return [QAPair(**line) for line in files.read_lines(path)]
 
 

@@ -127,7 +127,7 @@ def agreeing_documents(
                     "f1": found.get("char_f1", found["f1"]),
                 }
         if path is not None:
-            write_lines(path, known.values())
+            write_lines(path, known.values(), sealed=True)
     made = []
     for document in documents:
         answered = [known[document.id, p.question, p.answer] for p in document.qa_pairs]

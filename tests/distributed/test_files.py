@@ -185,3 +185,32 @@ def test_what_would_be_read(tmp_path):
     assert files.as_read("x.json", obj) == files.read_json(tmp_path / "x.json") == {"a": 0.5, "b": [0, 1]}
     with pytest.raises(ValueError, match=r"x\.json: got a number that is not finite at a"):
         files.as_read("x.json", {"a": math.nan})
+
+
+def test_no_flipped_bit_of_a_file_with_a_checksum_changes_what_is_read(tmp_path):
+    record, lines = {"f1": [0.5, None], "name": "Zürich"}, [{"answer": "a"}, {"answer": 0.25}]
+    files.write_json(tmp_path / "one.json", record, sealed=True)
+    files.write_lines(tmp_path / "many.jsonl", lines, sealed=True)
+    files.write_lines(tmp_path / "none.jsonl", [], sealed=True)
+    assert files.read_json(tmp_path / "one.json", keys=("f1",)) == record
+    assert files.read_lines(tmp_path / "many.jsonl") == lines and files.read_lines(tmp_path / "none.jsonl") == []
+    for name, read, wanted in (("one.json", files.read_json, record), ("many.jsonl", files.read_lines, lines)):
+        path = tmp_path / name
+        data, refused = path.read_bytes(), 0
+        for place in range(8 * len(data)):
+            path.write_bytes(bytes(byte ^ (place // 8 == n) * (1 << place % 8) for n, byte in enumerate(data)))
+            try:
+                found = read(path)
+            except ValueError as error:
+                assert str(path) in str(error)
+                refused += 1
+                continue
+            # Only the name of the checksum may change: then there is none, and what it is of is as it was.
+            found = {n: v for n, v in found.items() if n in wanted} if name == "one.json" else found[: len(wanted)]
+            assert found == wanted, place
+        assert refused > 6 * len(data)
+    path.write_bytes(data.replace(b"0.25", b"0.75"))
+    with pytest.raises(
+        ValueError, match=r"many\.jsonl: the checksum in it is that of other contents, so it was damaged or"
+    ):
+        files.read_lines(path)
