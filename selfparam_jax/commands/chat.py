@@ -19,6 +19,7 @@ from selfparam_jax.commands import command
 from selfparam_jax.commands.serve import add_source
 from selfparam_jax.data.documents import Document
 from selfparam_jax.data.prompts import FORMATS
+from selfparam_jax.distributed.ranges import SEED, Range
 from selfparam_jax.evaluation.questions import SHORT_TOKENS
 from selfparam_jax.inference.batches import Continuation
 from selfparam_jax.inference.decoding import Sampling
@@ -34,6 +35,10 @@ HELP = """\
 /system TEXT       a system message; /system alone takes it away
 /reset             forget the conversation
 /quit              end (or Ctrl-D)"""
+
+
+TOKENS, TOP_P = Range(1, 2**20), Range(0, 1, open_least=True)
+TEMPERATURE = Range(1e-6, 100, also={0: "the most likely token"})
 
 
 class Conversation:
@@ -140,20 +145,28 @@ def main(argv: list[str] | None = None) -> None:
     add_source(parser)
     parser.add_argument("--model", default="", metavar="NAME", help="who answers first: base, injected, ...")
     parser.add_argument("--system", default="", help="a system message")
-    parser.add_argument("--max_tokens", type=int, default=256, help="the longest answer (default: 256)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default: 0)")
-    parser.add_argument("--top_p", type=float, default=1.0, help="draw from the most likely tokens only (default: 1)")
-    parser.add_argument("--seed", type=int, help="of the draws (default: another one every time)")
+    parser.add_argument(
+        "--max_tokens", type=command.Number(int, TOKENS), default=256, help="the longest answer (default: 256)"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=command.Number(float, TEMPERATURE),
+        default=0.0,
+        help="0 takes the most likely token (default: 0)",
+    )
+    parser.add_argument(
+        "--top_p",
+        type=command.Number(float, TOP_P),
+        default=1.0,
+        help="draw from the most likely tokens only (default: 1)",
+    )
+    parser.add_argument(
+        "--seed", type=command.Number(int, SEED), help="of the draws (default: another one every time)"
+    )
     command.run(_chat, parser.parse_args(argv))
 
 
 def _chat(options: argparse.Namespace) -> None:
-    if options.max_tokens < 1:
-        raise ValueError(f"--max_tokens={options.max_tokens}, expected at least 1")
-    if options.seed is not None and not 0 <= options.seed < 2**32:
-        raise ValueError(f"--seed={options.seed}, expected 0 to 2**32 - 1")
-    if options.temperature:
-        Sampling(options.temperature, options.top_p)  # checks both before a model is loaded
     models = ServedModels(open_source(options.source, options.dtype, options.unfinished), options.adapter)
     with Engine(most_rows=1) as engine:
         talk = Conversation(models, engine, options)

@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 from selfparam_jax.data.resources import resource
 from selfparam_jax.distributed.processes import end
+from selfparam_jax.distributed.ranges import Range, shown
 from selfparam_jax.jobs.settings import check_names, check_text
 from selfparam_jax.jobs.workdir import DISK_ERRORS, StorageError
 
@@ -134,7 +135,7 @@ def parse_command(values: flags.FlagValues, argv: Sequence[str], usage: str) -> 
 
     Log lines go to stderr, ours from INFO on; --verbosity=1 shows tracebacks of input errors.
     """
-    flags.DEFINE_integer("verbosity", 0, "1 also shows the traceback of an error.", flag_values=values)
+    flags.DEFINE_integer("verbosity", 0, "1 also shows the traceback of an error.", -3, 3, flag_values=values)
     if {"--help", "-h", "-help", "--helpshort"} & set(argv[1:]):
         print(f"{usage}\n\n{_describe_flags(values)}")
         sys.exit(0)
@@ -207,6 +208,23 @@ class Parser(argparse.ArgumentParser):
 def make_parser(verb: str, docstring: str) -> argparse.ArgumentParser:
     """A parser for `selfparam VERB`, with the module's docstring as its help."""
     return Parser(f"selfparam {verb}", description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+class Number:
+    """The type of a flag of `argparse`: a number within a range."""
+
+    def __init__(self, kind: type, within: Range):
+        """`kind` is int or float."""
+        self.kind, self.within = kind, within
+
+    def __call__(self, text: str) -> float:
+        try:
+            value = self.kind(text)
+        except ValueError:
+            value = None
+        if value is None or not self.within.has(value, self.kind):
+            raise argparse.ArgumentTypeError(f"{shown(text)}, expected {self.within.words(self.kind)}")
+        return value
 
 
 def add_unfinished(parser: argparse.ArgumentParser) -> None:

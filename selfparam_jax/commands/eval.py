@@ -15,7 +15,7 @@ Example: selfparam eval runs/batch --tasks=hellaswag,gsm8k --limit=100 --out=eva
 import argparse
 
 from selfparam_jax.commands import command
-from selfparam_jax.jobs.harness import HarnessConfig, evaluate_tasks, score_rows, write_scores
+from selfparam_jax.jobs.harness import BATCH, FEWSHOT, LIMIT, HarnessConfig, evaluate_tasks, score_rows, write_scores
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,11 +24,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("source", metavar="WORKDIR|MODEL")
     parser.add_argument("--tasks", default="", help="names of tasks or groups, separated by commas")
     parser.add_argument("--include_path", default="", metavar="DIR", help="a folder of task files (.yaml)")
-    parser.add_argument("--limit", type=int, default=0, help="only the first examples of each task; default: all")
+    parser.add_argument(
+        "--limit",
+        type=command.Number(int, LIMIT),
+        default=0,
+        help="only the first examples of each task; default: all",
+    )
     parser.add_argument("--out", default="", metavar="FILE", help="scores as JSON; default: no file")
-    parser.add_argument("--num_fewshot", type=int, help="worked examples before each; default: the task's")
+    parser.add_argument(
+        "--num_fewshot", type=command.Number(int, FEWSHOT), help="worked examples before each; default: the task's"
+    )
     parser.add_argument("--chat", action="store_true", help="prompts go through the model's chat template")
-    parser.add_argument("--batch_size", type=int, default=16, help="rows together (default: 16)")
+    parser.add_argument(
+        "--batch_size", type=command.Number(int, BATCH), default=16, help="rows together (default: 16)"
+    )
     parser.add_argument("--dtype", default="float32", help="of a MODEL's weights (default: float32)")
     parser.add_argument("--base", default="", metavar="MODEL", help="the model below an adapter")
     command.add_unfinished(parser)

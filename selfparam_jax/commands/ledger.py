@@ -23,9 +23,12 @@ from collections.abc import Sequence
 from selfparam_jax.commands import command
 from selfparam_jax.commands.export import DTYPES, FORMATS, print_round_trip
 from selfparam_jax.distributed.files import flatten
+from selfparam_jax.distributed.ranges import Range
 from selfparam_jax.jobs import ledger_model
 from selfparam_jax.models.lora import compose_lora, delta_norms
 from selfparam_jax.sequential.ledger import Ledger, write_composed
+
+MAX_RANK = Range(1, 2**20, also={0: "no limit"})
 
 
 def find_ledger(workdir: str) -> pathlib.Path:
@@ -169,7 +172,10 @@ def make_parser() -> argparse.ArgumentParser:
     composed = verbs.add_parser("compose", help="several entries as one adapter")
     composed.add_argument("id", nargs="+")
     composed.add_argument(
-        "--max_rank", type=int, default=0, help="recompress to this rank, with an error; 0 for none"
+        "--max_rank",
+        type=command.Number(int, MAX_RANK),
+        default=0,
+        help="recompress to this rank, with an error; 0 for none",
     )
     exported = verbs.add_parser("export", help="the base and all active entries, for other programs")
     exported.add_argument("--format", default="hf", choices=sorted(FORMATS))
@@ -190,8 +196,6 @@ def run_verb(arguments: argparse.Namespace) -> None:
     elif arguments.verb == "undo":
         undo(ledger, arguments.id, arguments.measure)
     elif arguments.verb == "compose":
-        if arguments.max_rank < 0:
-            raise ValueError(f"--max_rank={arguments.max_rank}, expected 0 (no limit) or more")
         compose(ledger, arguments.id, arguments.out, arguments.max_rank)
     elif arguments.verb == "export":
         export(ledger, arguments.out, arguments.format, arguments.dtype)

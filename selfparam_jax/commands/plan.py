@@ -48,6 +48,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
         0,
         "Tokens of the longest document: also plans what the teacher needs to read it.",
         lower_bound=0,
+        upper_bound=2**30,
         flag_values=values,
     )
     flags.DEFINE_enum(

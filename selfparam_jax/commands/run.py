@@ -43,14 +43,14 @@ def define_flags(argv: Sequence[str]) -> flags.FlagValues:
         "coordinator_address", "", "host:port of the first process; also --process_count.", flag_values=values
     )
     flags.DEFINE_integer(
-        "process_count", 0, "How many processes there are; 0: as the environment says.", flag_values=values
+        "process_count", 0, "How many processes there are; 0: as the environment says.", 0, 2**16, flag_values=values
     )
     flags.DEFINE_integer(
-        "heartbeat_s", 100, "A process that is silent for this many seconds is dead and ends the others.",
+        "heartbeat_s", 100, "A process that is silent for this many seconds is dead and ends the others.", 1, 10**6,
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_integer(
-        "process_index", -1, "Which of them this is; -1: as the environment says.", flag_values=values
+        "process_index", -1, "Which of them this is; -1: as the environment says.", -1, 2**16, flag_values=values
     )
     return values
 

@@ -16,12 +16,17 @@ import functools
 import os
 
 from selfparam_jax.commands import command
+from selfparam_jax.distributed.ranges import Range
 from selfparam_jax.inference.engine import Engine
 from selfparam_jax.inference.guard import import_serving, listen, make_server
 from selfparam_jax.inference.openai_requests import Limits
 from selfparam_jax.inference.server import Service, make_app
 from selfparam_jax.jobs.page import add_page
 from selfparam_jax.jobs.served import ServedModels, open_source
+
+PORT, TOKENS, ROWS, WAITING, HELD = (
+    Range(0, 65535), Range(1, 2**20), Range(1, 4096), Range(0, 2**20), Range(0, 4096)
+)  # fmt: skip
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -42,15 +47,18 @@ def main(argv: list[str] | None = None) -> None:
     parser = command.make_parser("serve", __doc__)
     add_source(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    parser.add_argument(
+        "--port", type=command.Number(int, PORT), default=8000, help="0 takes a free one (default: 8000)"
+    )
     parser.add_argument(
         "--key_variable", default="", help="environment variable with the API key; needed for any other --host"
     )
-    parser.add_argument("--max_tokens", type=int, default=Limits.new_tokens, help="of one answer (default: 1024)")
-    parser.add_argument("--max_rows", type=int, default=8, help="answers made at the same time (default: 8)")
-    parser.add_argument("--max_waiting", type=int, default=64, help="answers that may wait (default: 64)")
+    tokens, rows, waiting, held = (command.Number(int, each) for each in (TOKENS, ROWS, WAITING, HELD))
+    parser.add_argument("--max_tokens", type=tokens, default=Limits.new_tokens, help="of one answer (default: 1024)")
+    parser.add_argument("--max_rows", type=rows, default=8, help="answers made at the same time (default: 8)")
+    parser.add_argument("--max_waiting", type=waiting, default=64, help="answers that may wait (default: 64)")
     parser.add_argument(
-        "--max_held", type=int, default=4,
+        "--max_held", type=held, default=4,
         help="prompts whose keys and values are kept, so that the next question about a document does not read it "
         "again; 0 keeps none (default: 4)",
     )  # fmt: skip

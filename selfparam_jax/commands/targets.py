@@ -24,7 +24,7 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
     flags.DEFINE_string("contexts", None, "Documents, as --config.contexts.", flag_values=values)
     flags.DEFINE_string("out", None, "JSONL file of the pairs.", flag_values=values)
     flags.DEFINE_integer(
-        "inspect", 0, "Print this many pairs of every document with their scores; write nothing.", lower_bound=0,
+        "inspect", 0, "Print this many pairs of every document with their scores; write nothing.", 0, 10**6,
         flag_values=values,
     )  # fmt: skip
     return values

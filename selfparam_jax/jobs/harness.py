@@ -19,7 +19,7 @@ from selfparam_jax.jobs.evaluation import INJECTED
 from selfparam_jax.jobs.inputs import start_backend
 
 BASE = "base"
-FEWSHOT = Range(0, 1000)
+LIMIT, FEWSHOT, BATCH = Range(1, 10**9, also={0: "all"}), Range(0, 1000), Range(1, 2**16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +42,10 @@ class HarnessConfig:
 
     tasks: tuple[str, ...]
     include_path: str = ""
-    limit: Annotated[int, Range(1, 10**9, also={0: "all"})] = 0
+    limit: Annotated[int, LIMIT] = 0
     num_fewshot: int | None = None
     chat: bool = False
-    batch_size: Annotated[int, Range(1, 2**16)] = 16
+    batch_size: Annotated[int, BATCH] = 16
     dtype: str = "float32"
     bootstrap: Annotated[int, Range(1, 10**7)] = 1000
 

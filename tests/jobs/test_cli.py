@@ -101,7 +101,7 @@ def test_the_usage_names_every_verb(capsys):
         (["ledger", "nowhere", "list", "--qqqqqq"], "--qqqqqq"),
         (["eval", "runs/x"], "--tasks is missing, expected names of tasks"),
         (["eval", "runs/x", "--tasks=a", "--include_path=nowhere"], "--include_path=nowhere: no such folder"),
-        (["eval", "runs/x", "--tasks=a", "--limit=-1"], "--limit = -1, expected 0 (all) or a whole number from 1"),
+        (["eval", "runs/x", "--tasks=a", "--limit=-1"], "argument --limit: '-1', expected 0 (all) or a"),
         (["eval", "runs/x", "--task=a", "--limt=2"], "there is no flag --limt; did you mean --limit?"),
         (["run", "--config=batch", "--config.prompt=worked"], "'worked' is called 'few_shot' now"),
         (["run", "--config=batch", "stray"], "unexpected arguments: stray"),

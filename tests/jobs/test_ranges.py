@@ -1,10 +1,13 @@
 """Every number among the settings has a range, and what lies outside is refused before anything is read."""
 
+import argparse
 import math
 
 import pytest
+from absl import flags
 from selfparam_jax.configs import base
 
+from selfparam_jax.commands import cli, command, inject, plan, run, targets
 from selfparam_jax.distributed.files import flatten
 from selfparam_jax.distributed.ranges import Range, ranges_of, shown
 from selfparam_jax.jobs.harness import HarnessConfig
@@ -154,3 +157,74 @@ def test_the_harness_has_ranges_too(given):
     assert all(within for _, within in ranges_of(HarnessConfig).values())
     with pytest.raises(ValueError, match=f"--{next(iter(given))} = .*, expected "):
         HarnessConfig(("a",), **given)
+
+
+# --- flags of commands ------------------------------------------------------------------------------------
+
+
+def parsers_of(verb, monkeypatch):
+    """The parsers of a verb that uses argparse, its subcommands' among them."""
+    made, init = [], argparse.ArgumentParser.__init__
+
+    def keep(self, *given, **options):
+        init(self, *given, **options)
+        made.append(self)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "__init__", keep)
+    with pytest.raises(SystemExit):
+        cli.main([verb, "--help"])
+    return made
+
+
+ABSL = {"run": run, "inject": inject, "plan": plan, "targets": targets}
+
+
+@pytest.mark.parametrize("verb", sorted(set(cli.VERBS) - set(ABSL)))
+def test_every_number_on_a_command_line_has_a_range(verb, monkeypatch, capsys):
+    parsers = parsers_of(verb, monkeypatch)
+    actions = [(parser, action) for parser in parsers for action in parser._actions]
+    assert parsers and not [action.dest for _, action in actions if action.type in (int, float)], "use command.Number"
+    for parser, action in actions:
+        if not isinstance(action.type, command.Number):
+            continue
+        kind, within = action.type.kind, action.type.within
+        assert action.default is None or within.has(action.default, kind)
+        for text in ["nan", "inf", "-inf", "x", "", "9" * 5000, *map(str, outside(kind, within))]:
+            with pytest.raises(argparse.ArgumentError, match=rf"{action.option_strings[0]}: .*, expected "):
+                parser._get_value(action, text) if text else parser._get_values(action, [text])
+        assert parser._get_value(action, str(within.most if kind is int else 0.5)) is not None
+
+
+@pytest.mark.parametrize("verb", ABSL)
+def test_every_number_of_a_job_on_a_command_line_has_bounds(verb):
+    values = ABSL[verb].define_flags([f"selfparam {verb}"])
+    for name in values:
+        parser = values[name].parser
+        assert not isinstance(parser, flags.FloatParser), name
+        if isinstance(parser, flags.IntegerParser) and not name.startswith("config."):
+            assert parser.lower_bound is not None and parser.upper_bound is not None, name
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            ["plan", "--config=batch", "--devices=v5e-1000000"],
+            "devices = v5e-1000000, expected a number",
+        ),
+        (["plan", "--config=batch", "--devices=v5e-8", "--context_tokens=-1"], "context_tokens=-1"),
+        (["run", "--config=batch", "--process_count=-5"], "process_count=-5"),
+        (["run", "--config=batch", "--heartbeat_s=0"], "heartbeat_s=0"),
+        (["serve", "x", "--port=99999"], "argument --port: '99999', expected a whole number from 0 to 65535"),
+        (
+            ["chat", "x", "--temperature=nan"],
+            "--temperature: 'nan', expected 0 (the most likely",
+        ),
+    ],
+)
+def test_a_number_on_a_command_line_is_refused_in_one_line(line, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(line)
+    said = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code in (1, 2) and message in said[-1] and not list(tmp_path.iterdir())
