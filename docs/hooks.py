@@ -16,6 +16,7 @@ import typing
 from selfparam_jax.baselines.registry import RECOMMENDERS, SYSTEMS
 from selfparam_jax.commands.cli import VERBS, usage
 from selfparam_jax.data.prompts import FORMATS
+from selfparam_jax.distributed.ranges import ranges_of
 from selfparam_jax.jobs.settings import RENAMED, RENAMED_VALUES, Settings, fields_of
 from selfparam_jax.models.registry import support_matrix
 
@@ -54,6 +55,8 @@ def describe_settings(section: type, prefix: str = "") -> dict[str, tuple[str, s
             found |= describe_settings(kind, f"{name}.")
         else:
             called = "tuple of str" if typing.get_origin(kind) is tuple else kind.__name__
+            _, within = ranges_of(section).get(field.name, (kind, None))
+            called = within.words(kind) if within else called
             found[name] = called, repr(field.default), texts[field.name]
     return found
 

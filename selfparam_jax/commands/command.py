@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
+import jax
 from absl import flags, logging
 from ml_collections import config_flags
 
@@ -48,6 +49,14 @@ def run(function: Callable, *args):
         full = isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in DISK_ERRORS)
         print(f"error: {error or 'the memory of this machine is used up'}", file=sys.stderr)
         end(STORAGE if full else 1)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        logging.debug("traceback", exc_info=True)
+        reason = str(error).splitlines()[0][:200]
+        print(f"error: too little memory ({reason}); lower train.batch_size, train.seq_len, train.loss_chunk, "
+              "lora.rank or eval.batch_size, or raise train.accumulate", file=sys.stderr)  # fmt: skip
+        end(1)
 
 
 def define_config(values: flags.FlagValues, argv: Sequence[str], default: str | None = None) -> None:

@@ -194,7 +194,8 @@ def run_verb(arguments: argparse.Namespace) -> None:
     elif arguments.verb == "show":
         show_entry(ledger, arguments.id)
     elif arguments.verb == "undo":
-        undo(ledger, arguments.id, arguments.measure)
+        with ledger_model.lock_job(ledger):  # a job that is running would append to what it has read
+            undo(ledger, arguments.id, arguments.measure)
     elif arguments.verb == "compose":
         compose(ledger, arguments.id, arguments.out, arguments.max_rank)
     elif arguments.verb == "export":

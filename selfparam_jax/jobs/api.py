@@ -34,6 +34,7 @@ from selfparam_jax.inference.decoding import generate
 from selfparam_jax.jobs import export
 from selfparam_jax.jobs.ask import ANSWER_TOKENS
 from selfparam_jax.jobs.inputs import check_lengths, example_documents, example_texts, read_start
+from selfparam_jax.jobs.lock import WorkdirLock
 from selfparam_jax.jobs.passages import join_answers, name_passages, with_passages
 from selfparam_jax.jobs.progress import open_hooks
 from selfparam_jax.jobs.reach import measure_reach
@@ -277,6 +278,7 @@ def inject(
     with contextlib.ExitStack() as stack:
         place = directory or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         place.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(WorkdirLock(place))
         _bind_documents(place, documents)
         written = write_missing_pairs(documents, recipe, place / "pairs.jsonl", model, prompt, teaches)
         chosen = choose_pairs(

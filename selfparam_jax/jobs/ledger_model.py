@@ -1,9 +1,11 @@
 """The model that the ledger of a sequential job stands for: what an undo would change in it, and its export."""
 
+import contextlib
 import pathlib
 
 from selfparam_jax.jobs.export import export_workdir
 from selfparam_jax.jobs.inputs import Job, reopen
+from selfparam_jax.jobs.lock import WorkdirLock
 from selfparam_jax.jobs.sequential import sequence_setup, sequences_of
 from selfparam_jax.sequential.ledger import Ledger
 from selfparam_jax.sequential.sequence import DocumentSequence, compare_choices
@@ -59,6 +61,13 @@ def export_ledger(ledger: Ledger, out: str | pathlib.Path, form: str = "hf", dty
             "ledger WORKDIR verify` lists them); restore it from a copy, or give the command of a stopped job again"
         )
     return export_workdir(ledger.directory, form, out, dtype)
+
+
+def lock_job(ledger: Ledger) -> contextlib.AbstractContextManager:
+    """The lock of the work directory that a ledger belongs to; nothing if it belongs to none."""
+    directory = ledger.directory.resolve()
+    workdir = directory.parents[min(2, len(directory.parents) - 1)]
+    return WorkdirLock(workdir) if (workdir / "config.json").exists() else contextlib.nullcontext()
 
 
 def exported_before(ledger: Ledger) -> pathlib.Path | None:

@@ -294,7 +294,8 @@ def test_every_setting_is_described_with_type_and_default(hooks):
     assert sorted(described) == sorted(setting_names())
     assert all(len(text) > 10 for _, _, text in described.values())
     kind, default, text = described["train.batch_size"]
-    assert (kind, default) == ("int", "2") and text.startswith("rows per optimizer step")
+    assert (kind, default) == ("a whole number from 1 to 1048576", "2")
+    assert text.startswith("rows per optimizer step")
     assert described["lora.target_modules"][0] == "tuple of str"
     page = hooks.settings_reference()
     assert all(f"`{name}`{{ #{name} }}" in page for name in setting_names())

@@ -12,15 +12,19 @@ import sys
 import time
 
 import filelock
+import jax
+import numpy as np
 import pytest
 from job_inputs import batch_config
 
 from selfparam_jax.commands import command
 from selfparam_jax.distributed import files
 from selfparam_jax.jobs import batch, lock, run
+from selfparam_jax.jobs.ledger_model import lock_job
 from selfparam_jax.jobs.lock import HOLDER, LOCK, WorkdirLock
 from selfparam_jax.jobs.settings import default_config
 from selfparam_jax.jobs.workdir import StorageError, bind_workdir, digest_inputs, storage_trouble
+from selfparam_jax.sequential.ledger import Ledger
 
 
 @pytest.fixture
@@ -130,6 +134,16 @@ def test_a_holder_shows_that_it_lives(workdir, monkeypatch):
         shutil.rmtree(workdir)  # neither the thread nor the end complains
 
 
+def test_an_entry_is_not_undone_while_the_job_runs(workdir):
+    book = Ledger.open(workdir / "sequences" / "000" / "ledger", "f" * 64)
+    with lock_job(Ledger.open(workdir.parent / "ledger", "f" * 64)):
+        assert not (workdir / LOCK).exists(), "of no job"
+    with WorkdirLock(workdir), pytest.raises(ValueError, match="is in use by another job"), lock_job(book):
+        pass
+    with lock_job(book), pytest.raises(ValueError, match="is in use by another job"):
+        WorkdirLock(workdir).acquire()
+
+
 # --- a job ----------------------------------------------------------------------------------------------
 
 
@@ -174,6 +188,17 @@ def test_a_full_disk_is_named_and_has_an_exit_code(failing, tmp_path, act):
 def test_a_directory_that_vanishes_is_named(failing, tmp_path):
     line, code = failing(lambda workdir: (shutil.rmtree(workdir), (workdir / "x").write_text("x")))
     assert code == 74 and line.startswith(f"error: {tmp_path / 'run'} is gone: it was removed or moved while the job")
+
+
+def out_of_memory(_):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nmore lines")
+
+
+def test_too_little_memory_says_which_settings_help(failing):
+    line, code = failing(out_of_memory)
+    assert code == 1 and line.startswith("error: too little memory (RESOURCE_EXHAUSTED: Out of memory allocating 99")
+    assert "lower train.batch_size" in line
+    assert failing(lambda _: np.zeros(2**50))[0].startswith("error: Unable to allocate")
 
 
 def test_other_errors_stay_what_they_are(failing):
