@@ -83,8 +83,7 @@ def divide(
         inner = [sizes[place] for place in members]
         if len(members) == 1 or sum(inner) <= options.cluster_tokens:
             found.append(members)
-        elif members == everything or len(members) <= options.dimensions + 1:
-            # Nothing would be smaller after another division.
+        elif members == everything:  # another division would give the same, and so on
             found += [[members[place] for place in run] for run in _runs(inner, options.cluster_tokens)]
         else:
             parts = divide(vectors[members], inner, options, reduce)

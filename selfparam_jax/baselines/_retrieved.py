@@ -109,6 +109,7 @@ class Retrieved(BaseSystem):
         return "\n\n".join(self.texts[place] for place in places[::-1])
 
     def cost(self) -> dict:
-        """The texts and the index."""
+        """The texts and the index; `retrieved` is how many passages stand before a question at most."""
         size = sum(len(text.encode()) for text in self.texts) + self.index_bytes()
-        return {"storage_bytes": size, "extra_parameters": 0, "passages": len(self.texts)}
+        retrieved = self.setup.options.passages
+        return {"storage_bytes": size, "extra_parameters": 0, "passages": len(self.texts), "retrieved": retrieved}

@@ -57,7 +57,8 @@ def systems_parts(results: Results, pictures: bool) -> list[str]:
         "“Storage” and “parameters” are what a system needs beside the base to answer; a merged adapter: nothing. "
         "“To prepare” is reading, indexing or training, for all documents. “Tokens a question” is the prompt, with "
         f"what stands before the question. “Less {candidate}” is the difference of F1; its interval is over the same "
-        "samples of questions. “Empty” and “repeated” are shares of the answers."
+        "samples of questions. “Retrieval hits” is the share of questions for which one of the k passages was of the "
+        "question's document. “Empty” and “repeated” are shares of the answers."
     )
     return [
         "## Systems",
@@ -89,6 +90,13 @@ def forgetting_parts(results: Results) -> list[str]:
     return ["## Forgetting", said, markdown_table(header, rows)]
 
 
+def hits_cell(share: float | None, passages: float | None) -> str:
+    """The share of questions for which retrieval found the document, and how many passages it may find."""
+    if share is None or passages is None:
+        return number_cell(share, 2)
+    return f"{share:.2f} (k = {passages:g})"
+
+
 def _row(results: Results, system: System, found: dict) -> tuple[str, ...]:
     title = markdown_cell(f"{system.label} ({system.meaning})")
     if why := found.get("unavailable"):
@@ -110,7 +118,7 @@ def _row(results: Results, system: System, found: dict) -> tuple[str, ...]:
         number_cell(found.get("prepare_s"), 1),
         number_cell(answer_s / asked if asked and answer_s is not None else None, 2),
         NOT_MEASURED if found.get("tokens") is None else f"{found['tokens']:,.0f}",
-        number_cell(found.get("hit"), 2),
+        hits_cell(found.get("hit"), cost.get("retrieved")),
         f"{after:.2f} ({after / before - 1:+.0%})".replace("%", " %")
         if before and after is not None
         else NOT_MEASURED,

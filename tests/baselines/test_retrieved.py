@@ -14,6 +14,7 @@ from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.evaluation.questions import answer_with_texts
 from selfparam_jax.evaluation.systems import Setup
 from selfparam_jax.models.lora import LoraConfig, init_lora
+from selfparam_jax.reports.systems import hits_cell
 
 RIVER, FOUNDER = "Ava lies on the wide river Om.", "Ava was founded by Lu Ka in the year 1204."
 DOCUMENTS = [
@@ -37,6 +38,8 @@ def test_passages_and_their_order(tiny_model):
     size = sum(len(text.encode()) for text in system.texts)
     cost = system.cost()
     assert cost["storage_bytes"] > size and cost["passages"] == 3 and cost["extra_parameters"] == 0
+    assert cost["retrieved"] == 2 and hits_cell(0.5, cost["retrieved"]) == "0.50 (k = 2)"
+    assert hits_cell(None, 2) == hits_cell(None, None) != hits_cell(0.5, None) == "0.50"
 
 
 def test_the_best_passage_stands_next_to_the_question(tiny_model):
