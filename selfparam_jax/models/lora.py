@@ -171,18 +171,30 @@ class LazyKernel:
 
 def merge_kernel(kernel: jax.Array, parts: Sequence[tuple]) -> jax.Array:
     """A kernel [layers, in, out] with the deltas of some adapters, each (a, b, scale), added in float32."""
+    if len(parts) == 1:
+        return _merge_one(kernel, *parts[0])
     total = None
     for part in parts:
         total = _add_part(kernel, total, part)
     return apply_delta(kernel, total)
 
 
+@jax.jit
+def _merge_one(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
+    """The same for one adapter, in one program in place of three."""
+    return (kernel.astype(jnp.float32) + _delta(a, b, scale)).astype(kernel.dtype)
+
+
+def _delta(a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
+    # Some accelerators multiply float32 with fewer bits unless told not to.
+    return jnp.einsum("ldr,lrf->ldf", a, scale * b, precision=jax.lax.Precision.HIGHEST)
+
+
 # One delta at a time: a program that took all adapters at once would be another one for every number of them.
 @functools.partial(jax.jit, donate_argnums=0)
 def add_delta(total: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
     """A sum of deltas [layers, in, out], float32, with `scale * a @ b` added; its memory is given away."""
-    # Some accelerators multiply float32 with fewer bits unless told not to.
-    return total + jnp.einsum("ldr,lrf->ldf", a, scale * b, precision=jax.lax.Precision.HIGHEST)
+    return total + _delta(a, b, scale)
 
 
 @jax.jit
