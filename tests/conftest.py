@@ -12,7 +12,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0" and importlib.metadata.version(
     "jaxlib"
 ).startswith(("0.9.", "0.10.")):
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+    # One module of machine code a program: several are split, copied and compiled by threads that are not there.
+    os.environ.setdefault(
+        "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    )
 # Compiling UMAP takes a hundred times as long as the few nodes of a test; read when numba is loaded.
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
@@ -32,6 +35,7 @@ from selfparam_jax.checkpoints.default_model import DEFAULT_MODEL, default_model
 from selfparam_jax.checkpoints.load import load_model
 from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.checkpoints.tensors import load_params
+from selfparam_jax.distributed import mesh as meshes
 from selfparam_jax.models.decoder import param_shapes
 from selfparam_jax.models.registry import model_config_from_hf
 from selfparam_jax.reports import style
@@ -40,6 +44,18 @@ from selfparam_jax.reports import style
 jax.config.update("jax_num_cpu_devices", 8)
 # [B, T, D] * [D] must be written out: a forgotten axis is an error here, not a broadcast.
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+_make_mesh = meshes.make_mesh
+
+
+def _make_small_mesh(devices=None, config=meshes.MeshConfig()):
+    """What jobs are given in tests: one device if nothing is said. Eight that share two cores wait for each other."""
+    if devices is None and (config.data, config.fsdp, config.tensor) == (-1, 1, 1):
+        devices = jax.devices()[:1]
+    return _make_mesh(devices, config)
+
+
+meshes.make_mesh = _make_small_mesh
 
 # Files that take longest. They begin first, so that both workers end at about the same time.
 LONGEST = (
@@ -95,10 +111,18 @@ def shared_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_of_one_module():
-    """Lets go of a module's compiled programs: every one maps memory, and all of them pass the system's limit."""
+    """Lets go of compiled programs before they reach the system's limit: every one maps memory (65,530 parts)."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or len(maps.read_bytes().splitlines()) > 30_000:
+        jax.clear_caches()
+        gc.collect()
+
+
+@pytest.fixture
+def all_devices(monkeypatch):
+    """The mesh of a job that says nothing has all eight devices, as for users."""
+    monkeypatch.setattr(meshes, "make_mesh", _make_mesh)
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.pictures
-def test_batch_writes_all_it_promises(config, tmp_path, monkeypatch):
+def test_batch_writes_all_it_promises(config, tmp_path, monkeypatch, all_devices):
     workdir = tmp_path / "run"
     begins, ends, write, interval = [], [], batch.write_results, questions.bootstrap_interval
     monkeypatch.setattr(
@@ -131,12 +131,12 @@ def test_an_export_is_kept_if_it_is_the_same_and_refused_if_not(config, tmp_path
 
 
 def start(config, workdir):
-    """The job in a process of its own, with as many devices as this one."""
+    """The job in a process of its own."""
     (workdir.parent / "config_of_test.py").write_text(
         f"from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({config.to_dict()!r})\n"
     )
     line = ["selfparam_jax.main", f"--config={workdir.parent / 'config_of_test.py'}", f"--workdir={workdir}"]
-    return processes.start(line, workdir.with_suffix(".log"), devices=8)
+    return processes.start(line, workdir.with_suffix(".log"))
 
 
 def wait_for_step(process, workdir, step):
@@ -152,27 +152,27 @@ def wait_for_step(process, workdir, step):
 
 
 def test_killed_and_interrupted_runs_end_as_the_uninterrupted(config, tmp_path):
-    config.train.epochs = 200
-    config.train.checkpoint_every = 10
+    config.train.epochs = 80
+    config.train.checkpoint_every = 4
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run_job(config, whole)
 
     process = start(config, broken)
-    wait_for_step(process, broken, 25)
+    wait_for_step(process, broken, 10)
     process.kill()
     process.wait()
     with Checkpoints(broken / "checkpoints") as checkpoints:
         killed_at = checkpoints.latest()
-    assert killed_at is not None and 10 <= killed_at < newest_adapter(whole)[0]
+    assert killed_at is not None and 4 <= killed_at < newest_adapter(whole)[0]
 
     process = start(config, broken)
-    wait_for_step(process, broken, killed_at + 25)
+    wait_for_step(process, broken, killed_at + 10)
     process.send_signal(signal.SIGINT)
     code, log = process.wait(), broken.with_suffix(".log").read_text()
     assert code == 130, log
     assert "stopped and saved at step" in log
     stopped_at = newest_adapter(broken)[0]
-    assert killed_at + 25 <= stopped_at < newest_adapter(whole)[0]
+    assert killed_at + 10 <= stopped_at < newest_adapter(whole)[0]
     assert not (broken / "results.json").exists()
 
     results = run_job(config, broken)
@@ -261,6 +261,6 @@ def test_a_base_in_8_bits(config, model_dir, tmp_path):
         run_job(config, tmp_path / "eight")
 
 
-def test_a_job_is_split_over_all_devices(config, tmp_path):
+def test_a_job_is_split_over_all_devices(config, tmp_path, all_devices):
     job = inputs.prepare(config, tmp_path / "run")
     assert job.model.mesh.size == jax.device_count() == 8

@@ -139,7 +139,7 @@ def test_bad_input_is_refused_and_nothing_is_written(config, tmp_path, case):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_is_asked_on_other_devices_than_it_was_made_on(config, tmp_path):
+def test_a_run_is_asked_on_other_devices_than_it_was_made_on(config, tmp_path, all_devices):
     """Made over 64 hosts, say; where it ran is no part of what it is."""
     job = inputs.prepare(config, tmp_path / "run")
     assert job.model.mesh.size == 8
@@ -253,7 +253,7 @@ class LogLines:
         logging.set_verbosity(self.before)
 
 
-def test_the_default_batch_size_is_rounded_up_to_what_the_devices_can_split(model_dir, tmp_path, monkeypatch):
+def test_the_default_batch_size_is_rounded_up_to_what_the_devices_can_split(model_dir, tmp_path, monkeypatch, all_devices):
     """configs/batch.py as it stands has two rows a step, and runs on eight devices."""
     config = own_file(batch.get_config("quick"), model_dir, tmp_path)
     config.limit, config.export_dtype = 2, ""
@@ -282,7 +282,7 @@ def test_the_default_batch_size_is_rounded_up_to_what_the_devices_can_split(mode
 @pytest.mark.parametrize(
     ("batch_size", "accumulate", "expected"), [(3, 1, 8), (8, 1, 8), (9, 1, 16), (8, 2, 16), (3, 3, 24)]
 )
-def test_batch_sizes(config, tmp_path, batch_size, accumulate, expected):
+def test_batch_sizes(config, tmp_path, batch_size, accumulate, expected, all_devices):
     config.train.update(batch_size=batch_size, accumulate=accumulate)
     settings = read_settings(config)
     found = inputs.fit_batch(settings, meshes.make_mesh(), tmp_path / "run")

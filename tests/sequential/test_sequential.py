@@ -123,7 +123,7 @@ def test_every_finished_sequence_is_reported_at_once(config, tmp_path, monkeypat
 
 
 @pytest.mark.pictures
-def test_a_whole_run(config, tmp_path, monkeypatch):
+def test_a_whole_run(config, tmp_path, all_devices, monkeypatch):
     workdir = tmp_path / "run"
     config.sequential.fresh_texts = True
     evaluate_model, programs = sequences.evaluate_model, []
@@ -354,7 +354,7 @@ def test_a_process_that_is_killed_again_and_again(config, tmp_path):
 
     def kill_at(mark, number=signal.SIGKILL):
         """Starts the job and kills it as soon as a path like that is there; whether that path is left."""
-        process = processes.start(line, tmp_path / "log", devices=8)
+        process = processes.start(line, tmp_path / "log")
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             # os.walk passes over what has just been renamed.
@@ -381,7 +381,7 @@ def test_a_process_that_is_killed_again_and_again(config, tmp_path):
     assert "stopped and saved at step" in (tmp_path / "log").read_text()
     with Checkpoints(folder / "checkpoints") as checkpoints:
         assert checkpoints.latest() == files.read_lines(folder / "metrics.jsonl")[-1]["step"]
-    done = processes.run(line, devices=8)
+    done = processes.run(line)
     assert done.returncode == 0, done.stderr
     assert comparable(tmp_path / "killed") == comparable(tmp_path / "whole")
 
@@ -529,7 +529,7 @@ def test_what_the_model_generates_is_read(tiny_model, monkeypatch):
     ("changes", "message"),
     [
         ({"sequential.length": 4}, "1 sequences of 4 contexts need 4, but there are 3"),
-        ({"sequential.length": -1}, "sequential.length = -1, expected at least 0"),
+        ({"sequential.length": -1}, "sequential.length = -1, expected a whole number"),
         ({"sequential.length": 0, "sequential.sequences": 2}, "3 documents cannot be shared evenly among 2"),
         ({"sequential.teacher": "other"}, "sequential.teacher = 'other'"),
         ({"sequential.replay_pairs": 2}, "expected both 0 or both more"),
