@@ -13,8 +13,8 @@ _LETTERS = {True: 2, False: 4}
 
 
 def is_unspaced(text: str) -> bool:
-    """Whether at least half of a text's letters and digits belong to a script without spaces."""
-    letters = [character for character in text if character.isalnum()]
+    """Whether at least half of a text's letters belong to a script without spaces; digits belong to none."""
+    letters = [character for character in text if character.isalpha()]
     return bool(letters) and 2 * sum(UNSPACED.match(each) is not None for each in letters) >= len(letters)
 
 

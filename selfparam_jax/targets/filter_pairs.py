@@ -124,8 +124,11 @@ _LITTLE = frozenset(_STOP_WORDS.split())
 _YES_NO = frozenset(("yes", "no", "是", "不是", "否", "对", "はい", "いいえ", "ใช่", "ไม่ใช่"))
 # Chinese particles that carry no fact.
 _LITTLE_CHARACTERS = frozenset("的了吗呢啊呀吧")
-# Marks (vowels and tones of Thai, for example) belong to the letters before them.
-_WORD = re.compile(r"[^\W_]+(?:[\u0e31\u0e34-\u0e3a\u0e47-\u0e4e]+[^\W_]*|\.(?<=\d\.)(?=\d)\d+)*")
+# Marks (vowels and tones of Thai, Burmese or Hindi, for example) belong to the letters before them.
+_MARKS = "".join(chr(n) for n in range(0x300, 0x20000) if unicodedata.category(chr(n))[0] == "M")
+_WORD = re.compile(rf"[^\W_]+(?:[{_MARKS}]+[^\W_]*|\.(?<=\d\.)(?=\d)\d+)*")
+# Korean words are apart, but end in particles: they are compared by their syllables.
+_HANGUL = re.compile("[\uac00-\ud7a3]")
 # Models put this before a question at will.
 _ACCORDING = re.compile(
     r"(?i)\b(?:according to|based on|in) (?:the|this) (?:given )?(?:text|passage|document|article|context)\b"
@@ -225,7 +228,7 @@ def string_support(answer: str, context: str) -> float:
     """
     content = [word.casefold() for word in _words(answer)]
     content = [word for word in content if word not in _LITTLE | _YES_NO]
-    if any(map(UNSPACED.search, content)):
+    if any(UNSPACED.search(word) or _HANGUL.search(word) for word in content):
         return _unspaced_support(content, context)
     if not content:
         return 1.0
@@ -235,9 +238,14 @@ def string_support(answer: str, context: str) -> float:
 
 def _unspaced_support(content: Sequence[str], context: str) -> float:
     """The same where words are not apart: the share of pairs of neighbouring characters, and of other words."""
-    known = _neighbours(segment(context))
-    parts = [part for word in content for part in _neighbours(segment(word), lone=True)]
+    known = _neighbours(_units(context))
+    parts = [part for word in content for part in _neighbours(_units(word), lone=True)]
     return sum(part in known for part in parts) / len(parts) if parts else 1.0
+
+
+def _units(text: str) -> list[str]:
+    """`segment`, with Korean syllables apart."""
+    return [part for unit in segment(text) for part in (unit if _HANGUL.search(unit) else [unit])]
 
 
 def _neighbours(units: Sequence[str], lone: bool = False) -> list[tuple[str, ...]] | set[tuple[str, ...]]:

@@ -134,5 +134,6 @@ def test_character_f1(prediction, gold, f1):
 def test_metrics_are_chosen_by_the_script_of_the_gold_answers():
     assert metrics_for(["the town", "Om"]) == METRICS
     assert metrics_for(["1743"]) == METRICS
+    assert metrics_for(["1743年"]) == METRICS | UNSPACED_METRICS  # digits are of no script
     for golds in (["巴黎"], ["Paris", "パリ"], ["ปารีส"], ["在 1743 年建立"]):
         assert metrics_for(golds) == METRICS | UNSPACED_METRICS

@@ -124,9 +124,16 @@ def test_string_support_without_spaces(answer, support):
 
 @pytest.mark.parametrize(
     ("answer", "context"),
-    [("ヘドラ・モルヴェン", "町はヘドラ・モルヴェンが作った。"), ("ภูเขาสีเขียว", "หมู่บ้านอยู่ใกล้ภูเขาสีเขียว")],
+    [
+        ("ヘドラ・モルヴェン", "町はヘドラ・モルヴェンが作った。"),
+        ("ภูเขาสีเขียว", "หมู่บ้านอยู่ใกล้ภูเขาสีเขียว"),
+        ("အေဒါ မိုရို", "ကွင်းဘာရို၏ ဆန်စက်ကို အေဒါမိုရိုက ဆောက်ခဲ့သည်"),
+        ("អេដា ម៉ូរ៉ូ", "ត្រូវបានសាងសង់ដោយអេដាម៉ូរ៉ូក្នុងឆ្នាំ"),
+        ("에이다 모로", "방앗간은 에이다 모로가 지었습니다."),  # Korean has spaces, but particles at its words
+        ("एडा मोरो", "चक्की एडा मोरो ने बनाई"),
+    ],
 )
-def test_string_support_of_japanese_and_thai(answer, context):
+def test_string_support_of_other_scripts(answer, context):
     assert string_support(answer, context) == 1.0
     assert string_support(answer, "Another text.") == 0.0
 
