@@ -13,9 +13,7 @@ if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0" and impor
     "jaxlib"
 ).startswith(("0.9.", "0.10.")):
     # One module of machine code a program: several are split, copied and compiled by threads that are not there.
-    os.environ.setdefault(
-        "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-    )
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
 # Compiling UMAP takes a hundred times as long as the few nodes of a test; read when numba is loaded.
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
 
@@ -48,8 +46,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 _make_mesh = meshes.make_mesh
 
 
-def _make_small_mesh(devices=None, config=meshes.MeshConfig()):
+def _make_small_mesh(devices=None, config=None):
     """What jobs are given in tests: one device if nothing is said. Eight that share two cores wait for each other."""
+    config = config or meshes.MeshConfig()
     if devices is None and (config.data, config.fsdp, config.tensor) == (-1, 1, 1):
         devices = jax.devices()[:1]
     return _make_mesh(devices, config)
@@ -120,9 +119,11 @@ def programs_of_one_module():
 
 
 @pytest.fixture
-def all_devices(monkeypatch):
+def all_devices():
     """The mesh of a job that says nothing has all eight devices, as for users."""
-    monkeypatch.setattr(meshes, "make_mesh", _make_mesh)
+    with pytest.MonkeyPatch.context() as patch:  # of its own: a test may undo what it has patched
+        patch.setattr(meshes, "make_mesh", _make_mesh)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -253,7 +253,9 @@ class LogLines:
         logging.set_verbosity(self.before)
 
 
-def test_the_default_batch_size_is_rounded_up_to_what_the_devices_can_split(model_dir, tmp_path, monkeypatch, all_devices):
+def test_the_default_batch_size_is_rounded_up_to_what_the_devices_can_split(
+    model_dir, tmp_path, all_devices, monkeypatch
+):
     """configs/batch.py as it stands has two rows a step, and runs on eight devices."""
     config = own_file(batch.get_config("quick"), model_dir, tmp_path)
     config.limit, config.export_dtype = 2, ""

@@ -529,7 +529,7 @@ def test_what_the_model_generates_is_read(tiny_model, monkeypatch):
     ("changes", "message"),
     [
         ({"sequential.length": 4}, "1 sequences of 4 contexts need 4, but there are 3"),
-        ({"sequential.length": -1}, "sequential.length = -1, expected a whole number"),
+        ({"sequential.length": -1}, r"sequential.length = -1, expected 0 \(all documents\) or a whole number"),
         ({"sequential.length": 0, "sequential.sequences": 2}, "3 documents cannot be shared evenly among 2"),
         ({"sequential.teacher": "other"}, "sequential.teacher = 'other'"),
         ({"sequential.replay_pairs": 2}, "expected both 0 or both more"),
