@@ -53,10 +53,11 @@ def read_file(path: pathlib.Path) -> list[Text] | None:
 
 def _refuse_large(path: pathlib.Path) -> None:
     """Raises ValueError for an archive that unpacks to too much; what is no archive is its reader's to refuse."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(each.file_size for each in archive.infolist())
+    except zipfile.BadZipFile:
         return
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(each.file_size for each in archive.infolist())
     if unpacked > MOST_UNPACKED:
         raise ValueError(
             f"{path}: got an archive of {unpacked >> 20} MiB when unpacked, expected at most {MOST_UNPACKED >> 20}; "
