@@ -32,6 +32,8 @@ class EchoOptions:
 
 
 class Echo(BaseSystem):
+    earlier_s = 1000.0
+
     def prepare(self, documents):
         self.prepared = True
 
@@ -93,6 +95,7 @@ def test_a_system_that_is_dropped_into_the_folder_is_asked_and_reported(config, 
     assert set(results["scores"]) == {"base_q", "injected", "echo"}
     echo = results["measured"]["echo"]
     assert echo["cost"] == {"storage_bytes": 12, "extra_parameters": 0} and echo["tokens"] == 7
+    assert echo["prepare_s"] > 1000 > echo["answer_s"]  # with the work of earlier runs
     assert echo["questions"] == len(DOCUMENTS) and echo["health"]["empty"] == 0.0
     assert results["against_injected"].keys() == {"base_q", "echo"}
     predictions = files.read_lines(tmp_path / "run" / "predictions.jsonl")
