@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import jax
 from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from selfparam_jax.data.resources import resource
 from selfparam_jax.distributed.processes import end
@@ -130,13 +130,23 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
             elif place + 1 < len(arguments):
                 arguments[place + 1] = find_config(arguments[place + 1])
     try:
-        return values(arguments)
+        rest = values(arguments)
+        if "config" in values and not isinstance(values["config"].value, ConfigDict | None):
+            raise TypeError(f"get_config gave a {type(values['config'].value).__name__}, expected a ConfigDict")
+        return rest
     except flags.UnrecognizedFlagError as error:
         raise ValueError(no_flag(f"--{error.flagname}", [f"--{name}" for name in values])) from error
     except flags.Error as error:
-        raise ValueError(str(error)) from error
-    except (TypeError, KeyError, AttributeError) as error:  # ml_collections' own, for a value of another type
-        raise ValueError(f"{error}") from error
+        said = str(error).strip().splitlines()
+        raise ValueError(said[0] if len(said) == 1 else _of_config(argv, said[-1])) from error
+    except Exception as error:  # a configuration is a program of its writer's, and can raise anything
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(_of_config(argv, said)) from error
+
+
+def _of_config(argv: Sequence[str], said: str) -> str:
+    """What to say of an error in a configuration, or of a value that does not fit into it."""
+    return f"--config={config_name(argv)}: {said[:300]}; correct the file, or what is set in it"
 
 
 def parse_command(values: flags.FlagValues, argv: Sequence[str], usage: str) -> list[str]:

@@ -90,7 +90,7 @@ def read_variants(path: pathlib.Path) -> dict[tuple[str, str], Variants]:
             inverted = Question(entry["inverted"]["question"], tuple(entry["inverted"]["answers"]))
             variants = Variants(entry["other_words"], inverted, entry["true"], entry["false"])
             found[entry["context"], entry["question"]] = variants
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path}, line {number}: expected an object with context, question, other_words, inverted (question, "
                 f"answers), true and false; got {line[:60]!r} ({error})"

@@ -303,10 +303,10 @@ def example_documents(source: str) -> tuple[str, int]:
     if name != "examples":
         return source, 0
     which, _, number = ("", "", rest) if rest.isdigit() else rest.partition(":")
-    if which not in EXAMPLES or not (number == "" or number.isdigit()):
+    if which not in EXAMPLES or not (number == "" or (number.isdigit() and len(number) < 10)):
         raise ValueError(
-            f"contexts = {source!r}, expected examples, examples:NUMBER, examples:NAME or examples:NAME:NUMBER with "
-            f"NAME one of {', '.join(filter(None, EXAMPLES))}; a folder of that name is ./examples"
+            f"contexts = {source[:80]!r}, expected examples, examples:NUMBER, examples:NAME or examples:NAME:NUMBER, "
+            f"with NAME one of {', '.join(filter(None, EXAMPLES))}; a folder of that name is ./examples"
         )
     return str(resource("examples", EXAMPLES[which])), int(number or 0)
 
@@ -462,14 +462,16 @@ def reopen(workdir: str | pathlib.Path) -> Job:
     """
     record = read_workdir(workdir)
     config = ConfigDict(record["config"])
-    start_backend(config.compilation_cache)
+    start_backend(record["config"].get("compilation_cache", True))
     settings = read_settings(config)
     if not runs_on(settings.attention, jax.default_backend()):  # trained elsewhere
         settings = dataclasses.replace(settings, attention=BLOCKS)
     mesh = mesh_for_questions(settings)
     settings, documents, load = read_documents(settings, mesh)
     general = read_general(settings)
-    train = dataclasses.replace(settings.train, batch_size=record["inputs"]["batch_size"])
+    train = dataclasses.replace(
+        settings.train, batch_size=record["inputs"].get("batch_size", settings.train.batch_size)
+    )
     recipe = dataclasses.replace(settings, train=train).recipe
     documents = with_passages(documents, recipe, load)
     job = check_job(Job(settings, recipe, pathlib.Path(workdir), load(), documents, [], general))

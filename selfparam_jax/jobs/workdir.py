@@ -84,6 +84,12 @@ def read_workdir(workdir: str | os.PathLike) -> dict:
             f"{workdir} was made by an earlier version, which did not record its inputs; run the job again in "
             "another --workdir"
         )
+    size = record["inputs"].get("batch_size", 1)
+    if type(size) is not int or size < 1:
+        raise ValueError(
+            f"{path}: got the batch size {size!r}, expected a whole number of at least 1; restore it from a copy, or "
+            "run the job again in another --workdir"
+        )
     return record
 
 
@@ -130,6 +136,11 @@ def _check_same(workdir: pathlib.Path, found: dict, wanted: dict, free: Collecti
             f"{workdir} was made with another base model under the same name (fingerprint "
             f"{found['base_fingerprint'][:12]} there, {wanted['base_fingerprint'][:12]} now); "
             "choose another --workdir"
+        )
+    if not {"documents", "unrelated", "general"} <= found["inputs"].keys():
+        raise ValueError(
+            f"{workdir / 'config.json'} does not say which inputs the run has; restore it from a copy, or run the "
+            "job again in another --workdir"
         )
     changed = changed_inputs(found["inputs"], wanted["inputs"])
     if changed:

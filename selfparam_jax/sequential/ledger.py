@@ -389,7 +389,8 @@ def _read_ledger(path: pathlib.Path) -> dict:
     entries = record.get("entries")
     # The ids become paths.
     if set(record) != {"base_fingerprint", "entries"} or not (
-        isinstance(entries, dict)
+        isinstance(record["base_fingerprint"], str)
+        and isinstance(entries, dict)
         and all(re.fullmatch("[0-9a-f]{12}", id) and entries[id] in (ACTIVE, UNDONE) for id in entries)
     ):
         raise ValueError(

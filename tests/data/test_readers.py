@@ -42,6 +42,12 @@ Built in **1743** by Hedra.
 - two"""
 
 
+def test_a_page_that_is_nested_too_deeply_is_named(tmp_path):
+    (tmp_path / "deep.html").write_text("<div>" * 20_000 + "x")
+    with pytest.raises(ValueError, match=r"deep\.html: got elements that are nested too deeply"):
+        read_document_files(tmp_path / "deep.html")
+
+
 def test_html(tmp_path):
     require("markdownify")
     path = tmp_path / "mill.html"

@@ -250,6 +250,9 @@ def test_a_line_that_lacks_something(tmp_path):
     path.write_text('{"context": "a", "question": "q", "other_words": "w"}\n')
     with pytest.raises(ValueError, match=r"reach\.jsonl, line 1: expected an object with context"):
         reach.read_variants(path)
+    path.write_text("[" * 30_000)
+    with pytest.raises(ValueError, match=r"reach\.jsonl, line 1: expected an object with context"):
+        reach.read_variants(path)
 
 
 def test_levels():

@@ -78,6 +78,31 @@ def test_a_setting_that_does_not_exist_in_a_users_file(refused, tmp_path, line, 
     assert message in refused(f"--config={path}")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(:\n", "SyntaxError: invalid syntax"),
+        ("x = 1\n", "has no attribute 'get_config'"),
+        ("def get_config():\n    return 5\n", "get_config gave a int, expected a ConfigDict"),
+        ("def get_config():\n    return {'lora': {'rank': 4}}\n", "get_config gave a dict, expected a ConfigDict"),
+        ("import nothing_of_this_name\n", "ModuleNotFoundError: No module named 'nothing_of_this_name'"),
+        ("def get_config():\n    raise KeyError('x')\n", "KeyError: 'x'"),
+        ("def get_config():\n    return 1 / 0\n", "ZeroDivisionError: division by zero"),
+        (
+            "from selfparam_jax.configs import base\n\n\ndef get_config():\n    config = base.get_config()\n"
+            "    config.lora.rank = 'x'\n    return config\n",
+            "TypeError: Could not override field 'rank'",
+        ),
+    ],
+)
+def test_a_users_file_that_cannot_be_run_is_refused_in_one_line(refused, tmp_path, text, message, monkeypatch):
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # ml_collections' name for every such file
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    said = refused(f"--config={path}")
+    assert said.startswith(f"error: --config={path}: ") and message in said and "correct the file" in said
+
+
 # --- log lines ----------------------------------------------------------------------------------------
 
 PACKAGE = pathlib.Path(selfparam_jax.__file__).parent

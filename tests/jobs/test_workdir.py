@@ -11,7 +11,7 @@ from selfparam_jax.distributed import files
 from selfparam_jax.jobs import batch, inputs
 from selfparam_jax.jobs.run import run_job
 from selfparam_jax.jobs.settings import RENAMED
-from selfparam_jax.jobs.workdir import LISTED, MetricsLog, changed_inputs, digest_inputs, read_workdir
+from selfparam_jax.jobs.workdir import LISTED, MetricsLog, bind_workdir, changed_inputs, digest_inputs, read_workdir
 
 
 class Stopped(Exception):
@@ -200,6 +200,20 @@ def test_a_damaged_config_json_is_named_with_what_to_do(tmp_path, content):
         ValueError, match=r"config\.json: got .*restore it from a copy, or run the job again in anoth"
     ):
         read_workdir(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, -1, "x", None, 2.5])
+def test_a_batch_size_that_is_none_is_refused(tmp_path, size):
+    record = {"config": {}, "base_fingerprint": "f", "inputs": {"batch_size": size}}
+    files.write_json(tmp_path / "config.json", record)
+    with pytest.raises(ValueError, match=r"config\.json: got the batch size .*; restore it from a copy"):
+        read_workdir(tmp_path)
+
+
+def test_a_config_json_without_its_inputs_is_refused(tmp_path):
+    files.write_json(tmp_path / "config.json", {"config": {}, "base_fingerprint": "f", "inputs": {}})
+    with pytest.raises(ValueError, match=r"config\.json does not say which inputs the run has; restore it"):
+        bind_workdir(tmp_path, {}, "f", digest_inputs([], [], []))
 
 
 LOG = b'{"step": 1, "loss": 2.0}\n{"step": 2, "loss": NaN}\nnonsense\n\0\0\n{"loss": 1}\n{"step": "3"}\n{"step": 4}'

@@ -3,8 +3,10 @@
 import pathlib
 import posixpath
 import re
+import types
 import urllib.parse
 import zipfile
+from typing import Any
 from xml.etree import ElementTree
 
 from selfparam_jax.data.readers.texts import Text, import_reader
@@ -21,7 +23,15 @@ def html_to_markdown(html: str | bytes, path: pathlib.Path) -> tuple[str, str]:
       ValueError: the extra is not installed, or the page's encoding cannot be found out.
     """
     soup_of, markdownify = import_reader("bs4", path), import_reader("markdownify", path)
-    soup = soup_of.BeautifulSoup(html, "html.parser")
+    try:
+        return _to_markdown(soup_of.BeautifulSoup(html, "html.parser"), markdownify, path)
+    except RecursionError:
+        raise ValueError(
+            f"{path}: got elements that are nested too deeply, expected a page; save it as text"
+        ) from None
+
+
+def _to_markdown(soup: Any, markdownify: types.ModuleType, path: pathlib.Path) -> tuple[str, str]:
     if soup.contains_replacement_characters:
         raise ValueError(f"{path}: got bytes of an unknown encoding, expected UTF-8; convert the file to UTF-8")
     title = " ".join(soup.title.get_text().split()) if soup.title else ""
