@@ -22,7 +22,7 @@ from selfparam_jax.inference.guard import import_serving, listen, make_server
 from selfparam_jax.inference.openai_requests import Limits
 from selfparam_jax.inference.server import Service, make_app
 from selfparam_jax.jobs.page import add_page
-from selfparam_jax.jobs.served import ServedModels, open_source
+from selfparam_jax.jobs.served import ADAPTERS, MOST_ADAPTERS, ServedModels, open_source
 
 PORT, TOKENS, ROWS, WAITING, HELD = (
     Range(0, 65535), Range(1, 2**20), Range(1, 4096), Range(0, 2**20), Range(0, 4096)
@@ -62,6 +62,11 @@ def main(argv: list[str] | None = None) -> None:
         help="prompts whose keys and values are kept, so that the next question about a document does not read it "
         "again; 0 keeps none (default: 4)",
     )  # fmt: skip
+    parser.add_argument(
+        "--max_adapters", type=command.Number(int, MOST_ADAPTERS), default=ADAPTERS,
+        help="adapters that stay in memory besides the base; others are read again when they are asked for "
+        f"(default: {ADAPTERS})",
+    )  # fmt: skip
     command.run(_serve, parser.parse_args(argv))
 
 
@@ -83,7 +88,8 @@ def _serve(arguments: argparse.Namespace) -> None:
     import_serving()  # before a model is loaded
     key, limits = read_key(arguments.key_variable), Limits(new_tokens=arguments.max_tokens)
     with listen(arguments.host, arguments.port, key) as bound:
-        models = ServedModels(open_source(arguments.source, arguments.dtype, arguments.unfinished), arguments.adapter)
+        opened = open_source(arguments.source, arguments.dtype, arguments.unfinished)
+        models = ServedModels(opened, arguments.adapter, arguments.max_adapters)
         with Engine(arguments.max_rows, arguments.max_waiting, arguments.max_held) as engine:
             service = Service(engine, models, limits)
             app = make_app(service, key, functools.partial(add_page, service=service, models=models))

@@ -14,11 +14,12 @@ import difflib
 import functools
 import pathlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
 from selfparam_jax.checkpoints import peft
+from selfparam_jax.checkpoints.export import digest_arrays
 from selfparam_jax.checkpoints.load import load_model
 from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.data.chat_templates import conversation_ids, end_of_turn
@@ -28,6 +29,7 @@ from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.data.retrieval import Retriever
 from selfparam_jax.distributed import mesh as meshes
 from selfparam_jax.distributed.processes import is_distributed
+from selfparam_jax.distributed.ranges import Range
 from selfparam_jax.inference.batches import Variant
 from selfparam_jax.inference.replies import Texts
 from selfparam_jax.jobs.ask import read_adapter
@@ -38,10 +40,12 @@ from selfparam_jax.jobs.sequential import sequences_of
 from selfparam_jax.jobs.single import injection_directory
 from selfparam_jax.jobs.workdir import check_whole, find_record, split_part
 from selfparam_jax.models.lora import compose_lora
+from selfparam_jax.models.parameters import tree_leaves
 from selfparam_jax.sequential.ledger import Entry, Ledger
 
 BASE, BANK, LEDGER = "base", "bank", "ledger"
-CHOICES_KEPT = 8  # choices of a ledger's entries that stay in memory
+ADAPTERS = 8  # adapters that stay in memory besides the base
+MOST_ADAPTERS = Range(1, 100_000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,21 +120,27 @@ def open_source(source: str, dtype: str = "float32", unfinished: bool = False) -
 
 
 class ServedModels:
-    """A catalogue of models (`inference.server.Catalogue`): each is made when it is first asked for."""
+    """A catalogue of models (`inference.server.Catalogue`): each is made when it is asked for.
 
-    def __init__(self, opened: Opened, adapters: Sequence[str] = ()):
+    The adapters that were asked for last stay in memory; others are read again.
+    """
+
+    def __init__(self, opened: Opened, adapters: Sequence[str] = (), most_adapters: int = ADAPTERS):
         """Checks what there is.
 
         Args:
           opened: of `open_source`.
           adapters: NAME=DIR each, an adapter in PEFT's layout or one that was composed from a ledger.
+          most_adapters: that stay in memory besides the base, choices of a ledger's entries among them; at least 1.
 
         Raises:
           ValueError: the job has made nothing yet, or an adapter cannot be used.
         """
+        MOST_ADAPTERS.check("most_adapters", most_adapters, int)
         self.opened, self.fingerprint = opened, opened.model.fingerprint
         self.texts = make_texts(opened.model)
-        self._lock, self._choices = threading.Lock(), collections.OrderedDict()
+        self._lock, self._most = threading.Lock(), most_adapters
+        self._held: collections.OrderedDict[Hashable, Variant] = collections.OrderedDict()  # the latest is the last
         self._bank: list[str] = []  # names of the models of single documents
         self._makers: dict[str, Callable[[], Variant]] = {BASE: functools.cache(lambda: self._variant(BASE))}
         if opened.job is not None:
@@ -154,9 +164,9 @@ class ServedModels:
         kind, _, rest = name.partition(":")
         with self._lock:
             if name in self._makers:
-                return self._makers[name]()
+                return self._named(name)
             if self._bank and name == BANK:
-                return self._makers[self._of_bank(text)]()
+                return self._named(self._of_bank(text))
             if self.opened.ledger is not None and name == INJECTED:
                 return self._choice(tuple(entry.id for entry in self.opened.ledger.active()))
             if self.opened.ledger is not None and kind == LEDGER and rest:
@@ -175,6 +185,18 @@ class ServedModels:
         """The name of the model that a document is in; None if there is none."""
         known = self.names()
         return next((name for name in (INJECTED, f"{INJECTED}:{source_id(document)}") if name in known), None)
+
+    def _named(self, name: str) -> Variant:
+        return self._makers[BASE]() if name == BASE else self._hold(name, self._makers[name])
+
+    def _hold(self, key: Hashable, make: Callable[[], Variant]) -> Variant:
+        """The model of a key, made if it is not in memory; the one that was not asked for longest makes room."""
+        if key not in self._held:
+            while len(self._held) >= self._most:
+                self._held.popitem(last=False)
+            self._held[key] = make()
+        self._held.move_to_end(key)
+        return self._held[key]
 
     def _of_bank(self, text: str) -> str:
         """The name of the model that answers a text."""
@@ -201,18 +223,16 @@ class ServedModels:
         if not ids:
             return self._makers[BASE]()
         entries = self.entries()
-        key = (tuple(entry.id for entry in entries), ids)
-        if key not in self._choices:
+
+        def make() -> Variant:
             adapters = self.opened.ledger.adapters([entry.id for entry in entries])
             chosen = [
                 (lora, scale if entry.id in ids else 0.0)
                 for entry, (lora, scale) in zip(entries, adapters, strict=True)
             ]
-            self._choices[key] = self._variant(f"{LEDGER}:{'+'.join(ids)}", compose_lora(chosen))
-            if len(self._choices) > CHOICES_KEPT:
-                self._choices.popitem(last=False)
-        self._choices.move_to_end(key)
-        return self._choices[key]
+            return self._variant(f"{LEDGER}:{'+'.join(ids)}", compose_lora(chosen))
+
+        return self._hold((tuple(entry.id for entry in entries), ids), make)
 
     def _add_injected(self, job: Job) -> None:
         if self.opened.ledger is not None:
@@ -221,31 +241,45 @@ class ServedModels:
             return
         scale = job.recipe.lora.scale
         if job.settings.job != "single":
-            lora = read_adapter(job, job.workdir, self.opened.unfinished)
-            self._makers[INJECTED] = functools.cache(lambda: self._variant(INJECTED, lora, scale))
+            make = functools.partial(self._read_variant, INJECTED, job, job.workdir, scale, self.opened.unfinished)
+            self._makers[INJECTED] = make
+            self._named(INJECTED)  # read now, so that one that cannot be used is refused at the start
             return
         served = {source_id(document) for document in self.opened.documents}
         for place, source in enumerate(group_passages(job.documents)):
             directory = injection_directory(job.workdir, place)
             if source.id in served and (directory / "injected.json").exists():
                 name = f"{INJECTED}:{source.id}"
-                make = functools.partial(self._read_variant, name, job, directory, scale)
-                self._makers[name] = functools.cache(make)
+                self._makers[name] = functools.partial(self._read_variant, name, job, directory, scale)
         if len(self._makers) == 1:
             raise ValueError(f"{job.workdir} has no finished injection; run the job first")
         if len(self._makers) > 2:
             self._bank = [name for name in self._makers if name != BASE]
 
-    def _read_variant(self, name: str, job: Job, directory: pathlib.Path, scale: float) -> Variant:
-        return self._variant(name, read_adapter(job, directory), scale)
+    def _read_variant(
+        self, name: str, job: Job, directory: pathlib.Path, scale: float, unfinished: bool = False
+    ) -> Variant:
+        return self._variant(name, read_adapter(job, directory, unfinished), scale)
 
     def _add_adapter(self, name: str, directory: str) -> None:
         if name in self._makers or name.partition(":")[0] in (BASE, BANK, INJECTED, LEDGER):
             raise ValueError(f"--adapter={name}={directory}: the name {name!r} is taken; choose another")
         if not is_adapter(directory):
             raise ValueError(f"{directory} is no adapter: it has neither {peft.CONFIG} nor adapter.json")
-        lora = saved_candidate(name, self.opened.model, directory).variables["lora"]
-        self._makers[name] = functools.cache(lambda: self._variant(name, lora))
+
+        def read() -> tuple[dict, str]:
+            lora = saved_candidate(name, self.opened.model, directory).variables["lora"]
+            return lora, digest_arrays({"/".join(path): leaf for path, leaf in tree_leaves(lora["layers"]).items()})
+
+        _, expected = read()  # read now, so that one that cannot be used is refused at the start
+
+        def make() -> Variant:
+            lora, found = read()
+            if found != expected:
+                raise ValueError(f"{directory} has changed since it was given as {name!r}; start the server again")
+            return self._variant(name, lora)
+
+        self._makers[name] = make
 
 
 def _split_name(given: str) -> tuple[str, str]:

@@ -121,6 +121,21 @@ def test_one_process_answers_as_every_choice_of_a_ledger(models, ledger, tiny_mo
     assert models.find("injected") is models.find(f"ledger:{ids[2]}+{ids[0]}")
 
 
+def test_choices_and_adapters_share_the_memory(opened, ledger, tiny_model, tmp_path):
+    """What was given is read again, but only as it was given."""
+    peft.save_adapter(random_lora(tiny_model, 9), 2.0, tiny_model, tmp_path / "peft")
+    few = ServedModels(opened, [f"mine={tmp_path / 'peft'}"], most_adapters=1)
+    mine, (id, *_) = few.find("mine"), (f"ledger:{entry.id}" for entry in ledger.entries())
+    assert few.find("mine") is mine
+    assert few.find(id) is few.find(id) and few.find("mine") is not mine
+    assert_same(added(few.find("mine")), added(mine))
+    few.find(id)
+    shutil.rmtree(tmp_path / "peft")
+    peft.save_adapter(random_lora(tiny_model, 8), 2.0, tiny_model, tmp_path / "peft")
+    with pytest.raises(ValueError, match="has changed since it was given as 'mine'; start the server again"):
+        few.find("mine")
+
+
 def test_an_undo_meanwhile_is_seen(opened, tiny_model, ledger, tmp_path):
     shutil.copytree(ledger.directory, tmp_path / "ledger")
     copy = Ledger.open(tmp_path / "ledger")
@@ -395,7 +410,9 @@ def test_a_bank_chooses_a_model_for_each_text(tiny_model, tmp_path, monkeypatch)
     job = types.SimpleNamespace(settings=settings, recipe=recipe, workdir=tmp_path, documents=documents)
     read = []
     monkeypatch.setattr(
-        served, "read_adapter", lambda _, path: read.append(int(path.name)) or random_lora(tiny_model, read[-1])
+        served,
+        "read_adapter",
+        lambda job, path, unfinished: read.append(int(path.name)) or random_lora(tiny_model, read[-1]),
     )
     opened = Opened(tiny_model, Prompt("plain", tiny_model.tokenizer), documents, tmp_path, job)
     models = ServedModels(opened)
@@ -405,6 +422,15 @@ def test_a_bank_chooses_a_model_for_each_text(tiny_model, tmp_path, monkeypatch)
     assert models.find("bank", "What is Ava?") is models.find("injected:doc-1")
     assert models.find("bank", "Hm?") is models.find("bank") is models.find("base")
     assert models.injected_name(documents[2]) == "injected:doc-3"
+    few = ServedModels(opened, most_adapters=2)
+    read.clear()
+    first = few.find("injected:doc-1")
+    for name in ("injected:doc-2", "injected:doc-1", "base", "injected:doc-3", "injected:doc-1", "injected:doc-2"):
+        assert few.find(name).name == name
+    assert read == [0, 1, 2, 1], "the one that was not asked for longest has made room"
+    assert few.find("injected:doc-1") is first
+    with pytest.raises(ValueError, match="most_adapters = 0, expected a whole number from 1"):
+        ServedModels(opened, most_adapters=0)
     one = ServedModels(dataclasses.replace(opened, documents=documents[2:]))
     assert one.names() == ["base", "injected:doc-3"], "a single document needs no bank"
     with pytest.raises(ValueError, match="the name 'bank' is taken"):
