@@ -27,6 +27,15 @@ def _is_news(record: standard_logging.LogRecord) -> bool:
     return os.path.abspath(record.pathname).startswith(PACKAGE) or record.levelno >= standard_logging.WARNING
 
 
+def _in_one_line(record: standard_logging.LogRecord) -> bool:
+    """Leaves of a library's warning its first line; the rest, and a traceback, are shown with --verbosity=1."""
+    ours = os.path.abspath(record.pathname).startswith(PACKAGE)
+    if not ours and logging.get_verbosity() < logging.DEBUG:
+        record.msg, record.args = (record.getMessage().splitlines() or [""])[0][:300], ()
+        record.exc_info = record.exc_text = record.stack_info = None
+    return True
+
+
 def run(function: Callable, *args):
     """Returns what the function returns; ends the process for what a user can do something about.
 
@@ -37,8 +46,9 @@ def run(function: Callable, *args):
         flags.FLAGS.mark_as_parsed()
     logging.use_absl_handler()
     handler = logging.get_absl_handler()
-    if _is_news not in handler.filters:
-        handler.addFilter(_is_news)
+    for each in (_is_news, _in_one_line):
+        if each not in handler.filters:
+            handler.addFilter(each)
     try:
         return function(*args)
     except KeyboardInterrupt as stop:

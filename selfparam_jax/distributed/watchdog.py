@@ -56,7 +56,11 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stop.wait(BEAT_S):
-            os.utime(self._file(process_index()))
+            try:
+                os.utime(self._file(process_index()))
+            except OSError as error:  # the directory is gone; whatever the job writes next says so
+                logging.error("%s", error)
+                return
             if self._limit and time.monotonic() - self._when > self._limit:
                 logging.error("%s", self.complaint())
                 self._end(1)

@@ -126,6 +126,21 @@ def test_others_are_heard_when_they_warn(path):
     assert command._is_news(record(path, logging.WARNING))
 
 
+def test_of_a_librarys_error_the_first_line_is_shown(monkeypatch):
+    """Orbax's threads log their errors with tracebacks; the job's own line says what has happened."""
+    for level, shown in ((0, ("failed: a", False)), (1, ("failed: a\nb", True))):
+        monkeypatch.setattr(command.logging, "get_verbosity", lambda level=level: level)
+        try:
+            raise OSError("disk")
+        except OSError:
+            told = logging.LogRecord("absl", logging.ERROR, jax.__file__, 1, "failed: %s", ("a\nb",), sys.exc_info())
+        assert command._in_one_line(told)
+        assert (told.getMessage(), bool(told.exc_info)) == shown
+    ours = logging.LogRecord("absl", logging.ERROR, str(PACKAGE / "x.py"), 1, "a\nb", (), None)
+    monkeypatch.setattr(command.logging, "get_verbosity", lambda: 0)
+    assert command._in_one_line(ours) and ours.getMessage() == "a\nb"
+
+
 def test_lines_of_a_subfolder_are_shown(monkeypatch):
     """With the real handler: ours, from a file three folders deep, and not a library's."""
     from absl import logging as absl_logging

@@ -9,7 +9,7 @@ from job_inputs import batch_config
 
 from selfparam_jax.commands import cli, command
 from selfparam_jax.distributed.mesh import make_mesh
-from selfparam_jax.jobs import run, workdir
+from selfparam_jax.jobs import results, run, workdir
 from selfparam_jax.jobs.candidates import find_run
 from selfparam_jax.jobs.settings import default_config
 from selfparam_jax.jobs.single import read_adapter
@@ -40,6 +40,22 @@ def test_a_report_of_an_unfinished_run_says_how_to_go_on(unfinished, capsys):
         assert ended.value.code == 1 and len(error.splitlines()) == 1
         assert f"{unfinished} is not finished ({state}); give the command that began it again" in error
         (unfinished / "checkpoints" / "12").mkdir(parents=True, exist_ok=True)
+
+
+def test_a_job_is_complete_when_its_report_is_there(tmp_path, monkeypatch):
+    """results.json says that it is complete: if the report fails, the same command makes both again."""
+
+    def fail(folder, record):
+        assert record == {"steps": 1} and not (folder / "results.json").exists()
+        raise OSError("disk")
+
+    monkeypatch.setattr(results.report, "write_report", fail)
+    with pytest.raises(OSError, match="disk"):
+        results.complete(tmp_path, {"steps": np.int32(1)})
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(results.report, "write_report", lambda folder, record: None)
+    assert results.complete(tmp_path, {"steps": np.int32(1)})["steps"] == 1
+    assert (tmp_path / "results.json").exists()
 
 
 # --- a model whose training has not ended ---------------------------------------------------------------
