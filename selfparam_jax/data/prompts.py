@@ -292,8 +292,8 @@ class Prompt:
         return self._ids(text, False)
 
     def decode(self, ids) -> str:
-        """Text of generated ids, special tokens left out."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        """Text of generated ids, special tokens left out, and NUL, which no file of texts may hold."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True).replace("\0", "")
 
     def reply(self, ids: Sequence[int]) -> tuple[str, bool]:
         """Text of generated ids up to the first end of text or turn, and whether there was one."""

@@ -193,7 +193,17 @@ def _delta(a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
 # One delta at a time: a program that took all adapters at once would be another one for every number of them.
 @functools.partial(jax.jit, donate_argnums=0)
 def add_delta(total: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
-    """A sum of deltas [layers, in, out], float32, with `scale * a @ b` added; its memory is given away."""
+    """One delta more.
+
+    Args:
+      total: a sum of deltas [layers, in, out], float32; its memory is given away.
+      a: [layers, in, rank].
+      b: [layers, rank, out].
+      scale: [].
+
+    Returns:
+      total + scale * a @ b.
+    """
     return total + _delta(a, b, scale)
 
 

@@ -110,7 +110,7 @@ def test_a_real_cell(tmp_path, monkeypatch):
     changes = {"train.batch_size": 8, "eval.general": "", "targets.unrelated_per_epoch": 0}
     cell = study.Cell("answers", "as written; KL", 0, "contexts", changes, 2)
     group = read_document_files(contexts)
-    monkeypatch.setattr(study.files, "read_json", lambda path: with_drift(path))
+    monkeypatch.setattr(study.files, "read_json", lambda path, **_: with_drift(path))
 
     def with_drift(path):
         found = json.loads(path.read_text())

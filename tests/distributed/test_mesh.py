@@ -25,6 +25,8 @@ from selfparam_jax.training import teacher, teacher_states, train_step
 from selfparam_jax.training.batches import Plan, batches, make_batch
 from selfparam_jax.training.optimizer import TrainConfig
 
+pytestmark = pytest.mark.usefixtures("all_devices")
+
 HEAD = (1, 7)
 LORA = LoraConfig(rank=4, alpha=8.0, dropout=0.0)
 # Heads, widths and vocabulary that four devices can share, rows and a hidden size for eight.

@@ -86,7 +86,7 @@ def test_a_job_reads_passages_and_reports_documents(config, tmp_path, monkeypatc
     for name in ("base_cq", "injected"):
         monkeypatch.setitem(api.SYSTEMS, name, dataclasses.replace(api.SYSTEMS[name], make=Answering))
     monkeypatch.setattr(batch, "inject", injecting)
-    monkeypatch.setattr(asking, "injected_model", lambda job, index: (job.model, {}))
+    monkeypatch.setattr(asking, "injected_model", lambda job, index, unfinished: (job.model, {}))
     monkeypatch.setattr(dry_run, "_costs", lambda *given: iter(()))
     said = "\n".join(dry_run.dry_run(config))
     results = run_job(config, tmp_path / "run")

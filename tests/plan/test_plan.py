@@ -26,6 +26,8 @@ from selfparam_jax.reports.plans import describe_plan, plan_table
 from selfparam_jax.training import teacher, train_step
 from selfparam_jax.training.optimizer import TrainConfig, make_optimizer
 
+pytestmark = pytest.mark.usefixtures("all_devices")
+
 SIZES = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8, "num_hidden_layers": 3}
 
 

@@ -161,7 +161,7 @@ def test_it_does_not_draw_for_ever(scripted, prompt):
 
 def test_texts_are_made_once_and_kept(tmp_path):
     path, calls = tmp_path / "unrelated.jsonl", []
-    texts = ["plain", 'two "lines"\nand\ttabs', "odd \u2028 \x85 \x00 <|im_end|> \\n", "grüße 漢字"]
+    texts = ["plain", 'two "lines"\nand\ttabs', "odd \u2028 \x85 \x01 <|im_end|> \\n", "grüße 漢字"]
 
     def make():
         calls.append(1)

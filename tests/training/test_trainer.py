@@ -619,7 +619,7 @@ def test_whole_steps_equal_those_of_a_pmap(llama):
     assert int(ours.step) == int(theirs.step) == 3
 
 
-def test_rows_that_do_not_divide_are_refused():
+def test_rows_that_do_not_divide_are_refused(all_devices):
     with pytest.raises(
         ValueError, match=r"train\.batch_size = 6 .* 8 devices .*; use a multiple of 8, for example 8"
     ):
