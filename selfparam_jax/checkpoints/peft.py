@@ -43,6 +43,7 @@ def save_adapter(
     """Writes an adapter in PEFT's layout, under a temporary name until it is complete.
 
     selfparam.json beside PEFT's files records the base's fingerprint, a digest of the factors, the scale and `extra`.
+    Lower ranks than the highest are filled up with zeros, which `load_adapter` takes away again.
     Where the base's checkpoint holds several projections as one, so does the adapter: its rank there is the sum of
     theirs. All processes must call this; the main one writes.
 
@@ -77,14 +78,14 @@ def save_adapter(
     if model.config.fused_projections:
         pairs = fuse_factors(pairs, {name: shape[2] for name, shape in kernels.items()})
     ranks = {name: pair["a"].shape[2] for name, pair in pairs.items()}
+    # One rank for all: llama.cpp's converter reads no patterns, and divides one alpha by each tensor's own rank.
+    rank = max(ranks.values())
     tensors = {
         _tensor_name(layer, name, factor): np.ascontiguousarray(values[layer].T)
         for name, pair in pairs.items()
-        for factor, values in pair.items()
+        for factor, values in _padded(pair, rank).items()
         for layer in range(len(values))
     }
-    rank = max(ranks.values())
-    others = {name: own for name, own in sorted(ranks.items()) if own != rank}
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -92,8 +93,6 @@ def save_adapter(
         "inference_mode": True,
         "r": rank,
         "lora_alpha": _short(scale * rank),
-        "rank_pattern": others,
-        "alpha_pattern": {name: _short(scale * own) for name, own in others.items()},
         "lora_dropout": 0.0,
         "target_modules": sorted(ranks),
         "bias": "none",
@@ -106,6 +105,7 @@ def save_adapter(
         "base_fingerprint": model.fingerprint,
         "adapter_digest": digest_arrays({"/".join(path): values for path, values in factors.items()}),
         "scale": float(scale),
+        "ranks": {name: own for name, own in sorted(ranks.items()) if own != rank},
         "extra": extra or {},
     }
     with new_directory(directory, RECORD, record, finish) as temporary:
@@ -180,6 +180,8 @@ def load_adapter(directory: str | os.PathLike, model: Model) -> tuple[dict, floa
         for (name, layer), own in scales.items():
             pairs[name]["b"][layer] *= np.float32(own)
         scale = 1.0
+    for name, own in record.get("ranks", {}).items():
+        pairs[name] = _cut(directory, name, pairs.get(name), own)
     if model.config.fused_projections:
         pairs = split_factors(pairs, {name: shape[2] for name, shape in _kernels(model).items()})
     layers: dict[str, dict] = {}
@@ -205,6 +207,24 @@ def _check_digest(directory: Path, layers: dict, record: dict, model: Model) -> 
             f"{directory / WEIGHTS} is not what was written with {RECORD}: it was damaged, or changed since. Copy "
             f"the adapter again, or delete {RECORD} if the change is meant."
         )
+
+
+def _padded(pair: dict[str, np.ndarray], rank: int) -> dict[str, np.ndarray]:
+    """A pair with zeros up to a rank, which change nothing."""
+    missing = rank - pair["a"].shape[2]
+    return {
+        "a": np.pad(pair["a"], ((0, 0), (0, 0), (0, missing))),
+        "b": np.pad(pair["b"], ((0, 0), (0, missing), (0, 0))),
+    }
+
+
+def _cut(directory: Path, name: str, pair: dict[str, np.ndarray] | None, rank: object) -> dict[str, np.ndarray]:
+    """A pair without the zeros of `_padded`; ValueError if something else stands there."""
+    if pair is None or type(rank) is not int or not 0 < rank < pair["a"].shape[2]:
+        raise ValueError(f"{directory}: {RECORD} says that {name} has rank {rank}, but {WEIGHTS} has no such pair.")
+    if pair["a"][:, :, rank:].any() or pair["b"][:, rank:].any():
+        raise ValueError(f"{directory}: {RECORD} says that {name} has rank {rank}, but {WEIGHTS} has more.")
+    return {"a": pair["a"][:, :, :rank], "b": pair["b"][:, :rank]}
 
 
 def _module(layer: int, name: str) -> str:
@@ -256,8 +276,25 @@ def _read(path: Path) -> dict:
         raise ValueError(f"{path} cannot be read: {error}. Copy the adapter again.") from error
 
 
+# Fields that are read, beside numbers, and what they may hold besides null: of a list, what is in it.
+_TYPES = {
+    "rank_pattern": (dict, None),
+    "alpha_pattern": (dict, None),
+    "use_rslora": (bool, None),
+    "target_modules": (str, str),
+    "exclude_modules": (str, str),
+    "layers_to_transform": (int, int),
+}
+
+
 def _check_plain(path: Path, config: dict) -> None:
-    """Raises ValueError, with its name, for a field that asks for more than `scale * a @ b`."""
+    """Raises ValueError, with its name, for a field that asks for more than `scale * a @ b`, or has another type."""
+    for name, (kind, within) in _TYPES.items():
+        value = config.get(name)
+        listed = isinstance(value, list) and within is not None and all(type(each) is within for each in value)
+        if value is not None and type(value) is not kind and not listed:
+            shape = kind.__name__ if within is None else f"{kind.__name__} or a list of them"
+            raise ValueError(f"{path}: {name} = {value!r:.80}, expected {shape}. Copy the adapter again.")
     if config.get("peft_type") != "LORA":
         raise ValueError(f"{path}: peft_type = {config.get('peft_type')!r} is not supported, expected 'LORA'.")
     for name, value in config.items():

@@ -71,6 +71,18 @@ def test_peft_reads_an_adapter_of_several_ranks(base, tmp_path):
     again, scale, _ = load_adapter(tmp_path / "adapter", model)
     assert scale == 1.0
     jax.tree.map(np.testing.assert_array_equal, again, lora)
+    # llama.cpp's converter knows one alpha, which it divides by each tensor's own rank: so all have the same.
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert not config.keys() & {"rank_pattern", "alpha_pattern"} and config["lora_alpha"] == config["r"] == 5
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {tensor.shape["lora_B" in name] for name, tensor in tensors.items()} == {5}
+    path = tmp_path / "adapter" / "selfparam.json"
+    for value in (1, 9):
+        record = json.loads(path.read_text())
+        record["ranks"]["v_proj"] = value
+        path.write_text(json.dumps(record))
+        with pytest.raises(ValueError, match=f"says that v_proj has rank {value}, but"):
+            load_adapter(tmp_path / "adapter", model)
 
 
 @pytest.mark.parametrize(
