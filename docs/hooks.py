@@ -146,6 +146,11 @@ def formats() -> str:
     return "\n".join(lines)
 
 
+def faults() -> str:
+    """benchmarks/FAULTS.md, the table of `python -m benchmarks.faults`."""
+    return (ROOT / "benchmarks/FAULTS.md").read_text()
+
+
 def measurements() -> str:
     """benchmarks/RESULTS.md without its title, its links as seen from docs/."""
     _, _, text = (ROOT / "benchmarks/RESULTS.md").read_text().partition("\n")
@@ -160,6 +165,7 @@ MARKS = {
     "<!-- families -->": families,
     "<!-- formats -->": formats,
     "<!-- measurements -->": measurements,
+    "<!-- faults -->": faults,
 }
 
 

@@ -30,6 +30,8 @@ READERS: dict[str, Reader] = {
 NAMED_BY_STEM = (".txt", ".md")
 
 
+# Kinds that other libraries take apart: a damaged file can raise anything there.
+FOREIGN = (".epub", ".docx", ".pptx", ".pdf")
 # Kinds that are archives, and the most bytes that one may unpack to: some kilobytes can stand for many gigabytes.
 ARCHIVES = (".epub", ".docx", ".pptx")
 MOST_UNPACKED = 1 << 30
@@ -43,12 +45,28 @@ def read_file(path: pathlib.Path) -> list[Text] | None:
       OSError: it cannot be read.
     """
     reader = READERS.get(path.suffix.lower())
-    if path.suffix.lower() in ARCHIVES:
-        _refuse_large(path)
-    found = reader(path) if reader else None
+    found = _read_foreign(reader, path) if path.suffix.lower() in FOREIGN else reader(path) if reader else None
     if found is not None and not any(text.text.strip() for text in found):
         raise ValueError(f"{path}: got an empty file, expected text; fill it in or remove the file")
     return found
+
+
+def _read_foreign(reader: Reader, path: pathlib.Path) -> list[Text] | None:
+    """What a reader gives; whatever a library raises in it becomes a ValueError that names the file."""
+    try:
+        if path.suffix.lower() in ARCHIVES:
+            _refuse_large(path)
+        return reader(path)
+    except OSError:
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(
+            f"{path}: got a damaged file ({type(error).__name__}: {reason}), expected {path.suffix.lower()}; get the "
+            "file again, or save it anew"
+        ) from error
 
 
 def _refuse_large(path: pathlib.Path) -> None:
