@@ -53,14 +53,20 @@ class WorkdirLock:
         """
         if self._held:
             return False
-        problem, taken = "", False
-        if is_main_process() and self._workdir.is_dir():
-            problem = self._try()
-            taken = not problem
-        if not all_agree([not problem])[0]:
+        problem, there = "", True
+        if is_main_process():
+            there = self._workdir.is_dir()
+            try:
+                problem = self._try() if there else ""
+            except OSError as error:
+                self._lock.release()
+                problem = f"{self._workdir} cannot be locked ({error}); choose a --workdir that can be written"
+        # What the main process has found is what all of them go on with: they work in lockstep.
+        allowed, taken = all_agree([not problem, there])
+        if not allowed:
             raise ValueError(problem or f"{self._workdir} is in use; the log of the main process says by whom")
-        self._held = taken
-        return taken
+        self._held = bool(taken)
+        return self._held
 
     def _try(self) -> str:
         """Takes the lock; returns why it cannot be taken, or ""."""
@@ -85,10 +91,12 @@ class WorkdirLock:
         if not self._held:
             return
         self._stop.set()
+        self._held = False
+        if not is_main_process():
+            return
         with contextlib.suppress(OSError):  # of a directory that is gone
             (self._workdir / HOLDER).unlink()
         self._lock.release()
-        self._held = False
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):

@@ -117,9 +117,32 @@ def test_a_lock_without_a_sign_of_life_is_said_to_be_stale(workdir):
 def test_of_several_processes_all_are_refused(workdir, monkeypatch):
     """The main process cannot lock it; the others, which do not try, hear of it."""
     monkeypatch.setattr(lock, "is_main_process", lambda: False)
-    monkeypatch.setattr(lock, "all_agree", lambda flags: [False])
+    monkeypatch.setattr(lock, "all_agree", lambda flags: [False, True])
     with pytest.raises(ValueError, match="is in use; the log of the main process says by whom"):
         WorkdirLock(workdir).acquire()
+    assert not (workdir / LOCK).exists()
+
+
+def test_a_directory_that_cannot_be_written_is_refused(workdir, monkeypatch):
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock, "replacing_own", full)
+        with pytest.raises(ValueError, match=r"run cannot be locked \(.*No space left on device: .*\.lock\.json"):
+            WorkdirLock(workdir).acquire()
+    with WorkdirLock(workdir):
+        pass
+
+
+def test_all_processes_go_on_with_what_the_main_one_has_found(workdir, monkeypatch):
+    """They work in lockstep: one that held it while another did not would wait for what never comes."""
+    said = []
+    monkeypatch.setattr(lock, "is_main_process", lambda: False)
+    monkeypatch.setattr(lock, "all_agree", lambda flags: said.append(flags) or [True, len(said) > 1])
+    with WorkdirLock(workdir) as other:
+        assert other.acquire() and not other.acquire(), "the main process has made the directory since"
+        assert said == [[True, True]] * 2
     assert not (workdir / LOCK).exists()
 
 
