@@ -17,6 +17,7 @@ from selfparam_jax.checkpoints.load import model_directory
 from selfparam_jax.checkpoints.tensors import Source
 from selfparam_jax.checkpoints.tokenizers import read_tokenizer
 from selfparam_jax.checkpoints.weight_files import open_directory
+from selfparam_jax.distributed.files import read_json
 from selfparam_jax.models.bert import CLS, POOLINGS, BertConfig, embedding_shapes, encode, layer_shapes, pool
 
 PREFIXES = ("", "bert.", "question_encoder.bert_model.", "ctx_encoder.bert_model.")
@@ -244,12 +245,9 @@ def _read_json(path: Path, kind: type) -> Any:
     if not path.is_file():
         raise ValueError(f"{path.parent} has no {path.name}. Give an encoder in Hugging Face's layout.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, kind, advice="get the file again")
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}. Get the file again.") from error
-    if not isinstance(content, kind):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected a {kind.__name__}. Get the file again.")
-    return content
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _read_params(source: Source, config: BertConfig) -> dict:

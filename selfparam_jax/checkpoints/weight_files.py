@@ -1,6 +1,5 @@
 """Weights in Hugging Face's layout: safetensors or PyTorch's .bin, as one file or as shards with an index."""
 
-import json
 import os
 import pickle
 import zipfile
@@ -13,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from selfparam_jax.checkpoints.tensors import Index, Source
+from selfparam_jax.distributed.files import read_json
 
 # Types that are numbers of their own; others are parts of a quantisation, whose scales we do not know.
 FLOATS = ("F16", "BF16", "F32", "F64")
@@ -51,12 +51,14 @@ def _weight_files(directory: Path, single: str) -> dict[str, list[str] | None]:
     if not index.is_file():
         raise ValueError(f"{directory} has no {single} and no {index.name}; expected one of them.")
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-        files: dict[str, list[str] | None] = {}
-        for name, file in weight_map.items():
-            files.setdefault(file, []).append(name)
-    except (ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{index} is not an index of weights: {error}. Get the file again.") from error
+        weight_map = read_json(index, keys=("weight_map",), advice="get the file again")["weight_map"]
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+            raise ValueError("expected its 'weight_map' to have a file name for each tensor; get the file again")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{index} is not an index of weights: {error}") from error
+    files: dict[str, list[str] | None] = {}
+    for name, file in weight_map.items():
+        files.setdefault(file, []).append(name)
     for file in files:
         if not (directory / file).is_file():
             raise ValueError(f"{directory / file} is missing, but {index.name} names it. Get the file again.")

@@ -31,7 +31,7 @@ _BEGINNINGS = (b'{"key": ', b'{"lost": ')
 def _is_whole(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -101,7 +101,7 @@ class ReplyFile:
     def _read_line(self, line: bytes, number: int) -> None:
         try:
             self._take(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"{self.path}, line {number}: got a line that is no reply ({type(error).__name__}), expected a file "
                 "of replies; remove the line, or choose another file"

@@ -166,9 +166,10 @@ def test_broken_index(tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     with pytest.raises(ValueError, match=r"no model\.safetensors and no model\.safetensors\.index\.json"):
         SafetensorsSource(tmp_path)
-    index.write_text("{")
-    with pytest.raises(ValueError, match="is not an index"):
-        SafetensorsSource(tmp_path)
+    for content in ("{", "", "[]", "[" * 30_000, '{"weight_map": 5}', '{"weight_map": {"a": 5}}'):
+        index.write_text(content)
+        with pytest.raises(ValueError, match="is not an index"):
+            SafetensorsSource(tmp_path)
     index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "one.safetensors")}))
     with pytest.raises(ValueError, match=r"one\.safetensors is missing"):
         SafetensorsSource(tmp_path)
