@@ -346,6 +346,23 @@ def gguf_tensors(model) -> dict[str, np.ndarray]:
     return tensors
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def _logits(model, variables, ids):
+    positions = jnp.arange(ids.shape[1], dtype=jnp.int32)[None]
+    hidden, _ = model.apply(variables, ids, positions, jnp.ones_like(positions))
+    return apply_head(hidden[0], head_weight(variables["params"]))
+
+
+def plain_logits(model, variables: dict, ids) -> np.ndarray:
+    """Float32 logits [T, V] of one text by a decoder, read in one piece.
+
+    It is made longer to a multiple of 32: few programs for texts of many lengths.
+    """
+    ids = np.asarray(ids, np.int32)
+    row = np.pad(ids, (0, -len(ids) % 32))[None]
+    return np.asarray(_logits(model, variables, row))[: len(ids)]
+
+
 def rounded(params: dict) -> dict:
     """The same tree with its kernels in 8 bits, on the first device."""
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])

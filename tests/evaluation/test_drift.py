@@ -1,7 +1,6 @@
 """Drift on general text, by hand, and its perplexity against torch."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -9,7 +8,7 @@ from extras import require
 
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.evaluation.drift import measure_drift, read_general
-from selfparam_jax.models.decoder import Decoder, apply_head, head_weight
+from selfparam_jax.models.decoder import Decoder
 from selfparam_jax.models.lora import LoraConfig, init_lora, merge_lora
 
 TEXTS = ["The hand in the land.", "12 ants and an inn, and then the other one as well.", "in", "Then: and."]
@@ -49,14 +48,11 @@ def test_drift_by_hand(tiny_model, perturbed):
     prompt = Prompt("plain", tiny_model.tokenizer)
     model = Decoder(tiny_model.config)
     ids, start = drift_ids(prompt)
-    nll, kl, head = np.zeros(2), 0.0, head_weight(tiny_model.params)
+    nll, kl = np.zeros(2), 0.0
     for row in ids:
-        positions = jnp.arange(len(row))[None]
         logs = []
         for number, params in enumerate((tiny_model.params, perturbed)):
-            row_ids = jnp.asarray([row])
-            hidden, _ = model.apply({"params": params}, row_ids, positions, jnp.ones_like(row_ids))
-            logits = np.asarray(apply_head(hidden, head)[0], np.float64)
+            logits = tiny.plain_logits(model, {"params": params}, row).astype(np.float64)
             logs.append(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
             nll[number] -= sum(logs[-1][t, row[t + 1]] for t in range(start, len(row) - 1))
         scored = slice(start, len(row) - 1)

@@ -3,12 +3,13 @@
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from selfparam_jax.data.documents import Document, QAPair, Question
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.distributed import mesh
 from selfparam_jax.evaluation.likelihood import answer_likelihoods, question_log_likelihoods
-from selfparam_jax.models.decoder import Decoder, apply_head, head_weight
+from selfparam_jax.models.decoder import Decoder
 from selfparam_jax.training.teacher import Reader
 
 PAIRS = [QAPair("How many wheels?", "four"), QAPair("When?", "in 1742"), QAPair("Who built the old mill?", "Ana B")]
@@ -23,11 +24,8 @@ def reader(tiny_model):
 
 
 def plain(reader, before, question, answer):
-    ids = np.asarray([[*before, *question, *answer]], np.int32)
-    positions = np.arange(ids.shape[1], dtype=np.int32)[None]
-    hidden, _ = reader.model.apply(reader.variables, ids, positions, np.ones_like(ids))
-    logits = apply_head(hidden[0], head_weight(reader.variables["params"]))
-    values = np.asarray(jax.nn.log_softmax(logits, axis=-1), np.float64)
+    logits = tiny.plain_logits(reader.model, reader.variables, [*before, *question, *answer])
+    values = logits - np.log(np.exp(logits.astype(np.float64)).sum(-1, keepdims=True))
     first = len(before) + len(question)
     return np.exp(np.mean([values[first + n - 1, token] for n, token in enumerate(answer)]))
 

@@ -20,7 +20,7 @@ from selfparam_jax.inference.decoding import (
     most_likely,
 )
 from selfparam_jax.inference.prefix import read_prefix, round_up
-from selfparam_jax.models.decoder import Decoder, KeyValues, apply_head, head_weight
+from selfparam_jax.models.decoder import Decoder, KeyValues
 from selfparam_jax.models.lora import LoraConfig, init_lora
 from selfparam_jax.models.masks import EMPTY, SHARED
 
@@ -208,10 +208,7 @@ def test_round_up():
 
 
 def first_token_probabilities(model, variables, ids, temperature):
-    row = np.asarray([ids], np.int32)
-    positions = np.arange(len(ids), dtype=np.int32)[None]
-    hidden, _ = model.apply(variables, row, positions, np.ones_like(row))
-    logits = np.asarray(apply_head(hidden, head_weight(variables["params"])))[0, -1].astype(np.float64) / temperature
+    logits = tiny.plain_logits(model, variables, ids)[-1].astype(np.float64) / temperature
     exponentials = np.exp(logits - logits.max())
     return exponentials / exponentials.sum()
 
