@@ -15,7 +15,7 @@ from selfparam_jax.inference.decoding import generate
 INSTRUCTION = "Write a summary of the following, including as many key details as possible:\n\n{text}"
 # A model without a chat template continues a text.
 CONTINUED = "\n\nSummary:"
-SHORTEST = 256  # tokens of the shortest texts that are read together
+SHORTEST = 512  # tokens of the shortest texts that are read together
 BATCH_TOKENS = 8192
 MARGIN = 16  # tokens of a whole are those of its parts or fewer, as a rule
 
