@@ -12,6 +12,7 @@ from typing import Any
 
 from selfparam_jax.checkpoints.gguf import family_of_file, metadata
 from selfparam_jax.checkpoints.sentencepiece import Vocabulary
+from selfparam_jax.distributed.files import read_json
 from selfparam_jax.models.family import PreTokenizer
 from selfparam_jax.models.registry import FAMILIES, one_of
 
@@ -63,8 +64,19 @@ def read_tokenizer(directory: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise many kinds, some of them bare Exception
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = _empty_name(directory) or f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{directory}: the tokenizer cannot be read: {reason}") from error
+
+
+def _empty_name(directory: Path) -> str:
+    """What is wrong where a special token has an empty name, as in the first conversions of Llama; "" if none has."""
+    path = directory / "tokenizer_config.json"
+    fields = read_json(path) if path.is_file() else {}
+    for role in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        value = fields.get(role)
+        if (value.get("content") if isinstance(value, dict) else value) == "":
+            return f"{path.name} has {role} = '', expected its name, such as '<s>', or null"
+    return ""
 
 
 def _is_installed(package: str) -> bool:

@@ -117,6 +117,15 @@ def test_a_lone_sentencepiece_model_says_what_it_needs(tmp_path, monkeypatch, mi
         load_model(str(tmp_path))
 
 
+def test_a_special_token_without_a_name_is_named(tmp_path):
+    """transformers ends such a tokenizer with a RecursionError."""
+    (tmp_path / "tokenizer.json").write_text("{}")
+    for value in ("", {"__type": "AddedToken", "content": ""}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": value}))
+        with pytest.raises(ValueError, match=r"cannot be read: tokenizer_config\.json has eos_token = '', expected"):
+            read_tokenizer(tmp_path)
+
+
 def test_incomplete_directories(tmp_path):
     def load(message):
         with pytest.raises(ValueError, match=message):
