@@ -69,8 +69,15 @@ LONGEST = (
     "jobs/test_batch.py",
 )
 
-# What libraries do for us, from files and arrays to a loss, in about two minutes.
-QUICK = ("checkpoints/", "data/", "training/test_losses.py")
+# What libraries do for us, from files and arrays to a loss, in about a minute.
+QUICK = (
+    "checkpoints/test_export.py",
+    "checkpoints/test_gguf.py",
+    "checkpoints/test_load.py",
+    "checkpoints/test_tensors.py",
+    "data/",
+    "training/test_losses.py",
+)
 
 
 def pytest_configure(config):

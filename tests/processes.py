@@ -45,7 +45,7 @@ class Started:
         self.send_signal(signal.SIGKILL)
 
 
-def start(arguments, output, error=None, cwd=ROOT, devices=1):
+def start(arguments, output, error=None, cwd=ROOT, devices=1, environment=None):
     """Starts `python -m ARGUMENTS`.
 
     Args:
@@ -53,28 +53,44 @@ def start(arguments, output, error=None, cwd=ROOT, devices=1):
       output, error: files of what it prints; without `error` both go into the first.
       cwd: its directory.
       devices: CPU devices that JAX shows it.
+      environment: its environment variables; without it those of this process.
     """
     paths = [str(ROOT), str(ROOT / "tests")]  # where the server, which the first call starts, finds `preloaded`
     known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if known[:2] != paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, known)])
     line = [str(argument) for argument in arguments]
-    given = line, dict(os.environ), str(output), str(error or ""), str(cwd), devices
+    given = (
+        line,
+        dict(os.environ if environment is None else environment),
+        str(output),
+        str(error or ""),
+        str(cwd),
+        devices,
+    )
     process = _context.Process(target=_main, args=given, name=" ".join(line))
     process.start()
     return Started(process)
 
 
-def run(arguments, cwd=ROOT, devices=1, timeout=240):
+def run(arguments, cwd=ROOT, devices=1, timeout=240, environment=None):
     """Runs `python -m ARGUMENTS` to its end, as `subprocess.run` with its output captured as text."""
     with tempfile.TemporaryDirectory() as folder:
         output, error = (pathlib.Path(folder, name) for name in ("output", "error"))
-        process = start(arguments, output, error, cwd, devices)
+        process = start(arguments, output, error, cwd, devices, environment)
         try:
             code = process.wait(timeout)
         finally:
             process.kill()
         return subprocess.CompletedProcess(arguments, code, output.read_text(), error.read_text())
+
+
+def run_command(command, env=None, cwd=ROOT, check=False, **_):
+    """In place of `subprocess.run` where code starts `python -m ...` itself."""
+    assert command[1] == "-m", command
+    done = run(command[2:], cwd, environment=env)
+    assert not (check and done.returncode), done.stderr
+    return done
 
 
 def _main(arguments, environment, output, error, cwd, devices):
@@ -88,7 +104,10 @@ def _main(arguments, environment, output, error, cwd, devices):
     os.environ.update(environment)
     import jax
 
+    from selfparam_jax.reports import style
+
     jax.config.update("jax_num_cpu_devices", devices)
+    style.can_draw = lambda: False  # as in tests/conftest.py
     sys.path.insert(0, cwd)
     sys.argv = ["", *arguments[1:]]
     try:

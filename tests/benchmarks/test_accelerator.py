@@ -11,6 +11,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
 from extras import require
 
@@ -157,7 +158,8 @@ def check_report(report: dict, system: str, more_keys: set[str]) -> dict:
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    """The children find no accelerator."""
+    """The children find no accelerator, and begin with their imports done."""
+    monkeypatch.setattr(accelerator.subprocess, "run", processes.run_command)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 

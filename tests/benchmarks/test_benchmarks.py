@@ -5,6 +5,7 @@ import itertools
 
 import jax
 import numpy as np
+import processes
 import pytest
 import tiny
 
@@ -77,8 +78,9 @@ def test_the_adapter_is_the_one_that_training_starts_from(base, written):
     jax.tree.map(np.testing.assert_array_equal, lora, fresh)
 
 
-def test_ours_and_the_naive_path_train_the_same(written):
+def test_ours_and_the_naive_path_train_the_same(written, monkeypatch):
     """Whole processes, as the benchmark starts them, and the same numbers without them."""
+    monkeypatch.setattr(workloads.subprocess, "run", processes.run_command)
     directory, content = written
     steps = len(content["steps"])
     found = {mode: workloads.run_child("benchmarks.ours", mode, directory, 0) for mode in ("ours", "naive", "pair")}
