@@ -3,25 +3,42 @@
 Never the base: it is not modified, and its fingerprint in the JSON says which one belongs to an adapter.
 """
 
+import hashlib
+import json
 import os
 import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from selfparam_jax.distributed.mesh import all_agree
+from selfparam_jax.distributed.mesh import all_agree, fetch
 from selfparam_jax.distributed.processes import barrier, is_main_process
 
 ARRAYS = ("lora", "optimizer")
+DIGESTS = "digests"  # of these and of the record, in the record
+
+
+def digest_leaves(tree: Any) -> str:
+    """Hex SHA-256 of a tree's arrays, in whatever order and structure they stand; all processes must call this."""
+    leaves = [np.ascontiguousarray(fetch(leaf)) for leaf in jax.tree.leaves(tree)]
+    each = sorted(
+        hashlib.sha256(f"{leaf.shape} {leaf.dtype} ".encode() + leaf.tobytes()).hexdigest() for leaf in leaves
+    )
+    return hashlib.sha256(" ".join(each).encode()).hexdigest()
+
+
+def _digest_record(record: dict) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 class Checkpoints:
     """The checkpoints of one injection; the newest ones are kept. Use as a context manager: leaving waits for writes.
 
-    A checkpoint counts only if its record and arrays can be read. A damaged one is named in a warning and skipped;
-    `save` moves it out of the way, to the name damaged-STEP.
+    A checkpoint counts only if its record and arrays can be read and are those that were written. A damaged one is
+    named in a warning and skipped; `save` moves it out of the way, to the name damaged-STEP.
     """
 
     def __init__(self, directory: str | os.PathLike, keep: int = 2):
@@ -79,9 +96,11 @@ class Checkpoints:
         if not self._has_files(step):
             return "the directory is empty"
         try:
-            self.read_record(step)
-            for name in ARRAYS:
-                self._read_arrays(self._directory / str(step) / name)
+            record = self._read_whole_record(step)
+            digests = record.pop(DIGESTS, None)
+            found = {name: digest_leaves(self._read_arrays(self._directory / str(step) / name)) for name in ARRAYS}
+            if digests is not None and digests != found | {"record": _digest_record(record)}:
+                return "its contents are not those that were written (their checksums differ)"
         except Exception as error:  # damaged files can raise anything; the line is part of the warning
             cause = error.__cause__ or error  # the reader's own error says more than Orbax's around it
             return f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0][:300]}"
@@ -91,8 +110,8 @@ class Checkpoints:
         return any(path.is_file() for path in (self._directory / str(step)).rglob("*"))
 
     @staticmethod
-    def _read_arrays(path: pathlib.Path) -> None:
-        """Reads all arrays of an item. Every process reads alone, so that none waits for one that fails."""
+    def _read_arrays(path: pathlib.Path) -> Any:
+        """All arrays of an item. Every process reads alone, so that none waits for one that fails."""
         alone = ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(),
             active_processes={jax.process_index()},
@@ -104,7 +123,7 @@ class Checkpoints:
             raise ValueError(f"{path.name} has no metadata")
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), found.tree)
-        handler.restore(path, args=ocp.args.StandardRestore(like))
+        return handler.restore(path, args=ocp.args.StandardRestore(like))
 
     def save(self, step: int, lora: dict, optimizer: Any, record: dict) -> None:
         """Starts writing a checkpoint; arrays are copied before this returns, the disk is written after.
@@ -115,13 +134,19 @@ class Checkpoints:
           optimizer: the optimizer's state.
           record: JSON values that are kept beside the arrays.
         """
+        # Orbax finds files that are cut off, but not all that were changed.
+        digests = {
+            "lora": digest_leaves(lora),
+            "optimizer": digest_leaves(optimizer),
+            "record": _digest_record(record),
+        }
         if not self._good:
             self.latest()  # finds what is damaged
         self._set_damaged_aside()
         arguments = ocp.args.Composite(
             lora=ocp.args.StandardSave(lora),
             optimizer=ocp.args.StandardSave(optimizer),
-            record=ocp.args.JsonSave(record),
+            record=ocp.args.JsonSave({**record, DIGESTS: digests}),
         )
         self._manager.save(step, args=arguments)
 
@@ -143,6 +168,9 @@ class Checkpoints:
 
     def read_record(self, step: int) -> dict:
         """The JSON of a checkpoint."""
+        return {name: value for name, value in self._read_whole_record(step).items() if name != DIGESTS}
+
+    def _read_whole_record(self, step: int) -> dict:
         arguments = ocp.args.Composite(record=ocp.args.JsonRestore())
         return self._manager.restore(step, args=arguments)["record"]
 

@@ -1,7 +1,7 @@
 """The teacher's states for all sentences of an injection, read once and stored: in memory, or in files.
 
-Each context has one file, named by everything that its states depend on: a change of anything leads to another file. A
-file ends with a checksum of its contents; where it is damaged, the teacher reads again.
+Each context has one file, named by everything that its states depend on: a change of anything leads to another
+file. It ends with a checksum of its contents; where it is damaged, the teacher reads again.
 """
 
 import hashlib

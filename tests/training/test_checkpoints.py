@@ -99,7 +99,29 @@ def truncate(name):
     return damage
 
 
+def flip(item):
+    """One bit in the middle of an item's arrays; Orbax reads other numbers then, and says nothing."""
+
+    def damage(checkpoint):
+        path = largest_file(checkpoint / item / "ocdbt.process_0" / "d")
+        whole = bytearray(path.read_bytes())
+        whole[len(whole) // 2] ^= 16
+        path.write_bytes(whole)
+
+    return damage
+
+
+def another_record(checkpoint):
+    path = checkpoint / "record" / "metadata"
+    text = path.read_text()
+    assert '"fill": 0.5' in text
+    path.write_text(text.replace('"fill": 0.5', '"fill": 0.7'))
+
+
 DAMAGE = {
+    "a bit of the adapter": flip("lora"),
+    "a bit of the optimizer": flip("optimizer"),
+    "a number of the record": another_record,
     "half of the adapter": truncate_arrays("lora"),
     "half of the optimizer": truncate_arrays("optimizer"),
     "half of the metadata": truncate("lora/_METADATA"),
