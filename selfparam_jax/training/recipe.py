@@ -99,10 +99,10 @@ class Recipe:
         targets = self.targets
         if not targets.learns:
             raise ValueError(
-                f"nothing of the documents would be learned: with targets.qa_weight = {targets.qa_weight}, loss_tokens "
-                f"= {targets.loss_tokens!r} and answer_supervision = {targets.answer_supervision} no pair has a loss, "
-                f"and with tails_per_context = {targets.tails_per_context} and tail_weight = {targets.tail_weight} no "
-                "tail has one; expected one of them with a weight above 0"
+                f"nothing of the documents would be learned: with targets.qa_weight = {targets.qa_weight}, "
+                f"loss_tokens = {targets.loss_tokens!r} and answer_supervision = {targets.answer_supervision} no "
+                f"pair has a loss, and with tails_per_context = {targets.tails_per_context} and tail_weight = "
+                f"{targets.tail_weight} no tail has one; expected one of them with a weight above 0"
             )
 
     @property
