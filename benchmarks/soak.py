@@ -51,11 +51,11 @@ from selfparam_jax.training.recipe import Recipe
 
 OUT = flags.DEFINE_string("out", None, "Where the results go (JSON).", required=True)
 ONLY = flags.DEFINE_list("only", [], "Only these parts.")
-QUICK = flags.DEFINE_bool("quick", False, "A hundredth of everything, and a server for 20 seconds.")
+QUICK = flags.DEFINE_bool("quick", False, "A hundredth of everything, and a server for 40 seconds.")
 
 # Items of every part; of the server its seconds.
 WHOLE = {"sequential": 1000, "batch": 5000, "questions": 10_000, "server": 600}
-SHORT = {"sequential": 16, "batch": 48, "questions": 160, "server": 20}
+SHORT = {"sequential": 16, "batch": 48, "questions": 160, "server": 40}
 CLIENTS = 200
 ASKED = 8  # documents of a sequence that have a question
 
@@ -217,41 +217,48 @@ def soak_server(model: Model, seconds: int, _: pathlib.Path) -> dict[str, Meter]
     """Requests of many clients at once for some seconds: an item is a request, waiting and refusals included."""
     meter = Meter(4)
     lock, statuses = threading.Lock(), {}
-    with Engine(max_rows := 8, CLIENTS) as engine, listen("127.0.0.1", 0, None) as bound:
+    rows = 8
+    with Engine(rows, CLIENTS) as engine, listen("127.0.0.1", 0, None) as bound:
         server = make_server(make_app(Service(engine, OneModel(model), Limits(new_tokens=16))))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
-        end, port = time.monotonic() + seconds, bound.getsockname()[1]
+        try:
+            while not server.started and thread.is_alive():
+                time.sleep(0.01)
+            port = bound.getsockname()[1]
+            for stream in (False, True):
+                post(port, 0, stream)  # compiles
+            end = time.monotonic() + seconds
 
-        def ask(number: int) -> None:
-            turn = 0
-            while time.monotonic() < end:
-                began, turn = time.perf_counter(), turn + 1
-                status = post(port, {"model": "base", "messages": [{"role": "user", "content": f"{number} {turn}?"}],
-                                     "max_tokens": 16, "stream": number % 2 == 0})  # fmt: skip
-                with lock:
-                    statuses[status] = statuses.get(status, 0) + 1
-                    meter.items.append(time.perf_counter() - began)
+            def ask(number: int) -> None:
+                while time.monotonic() < end:
+                    began = time.perf_counter()
+                    status = post(port, number, number % 2 == 0)
+                    with lock:
+                        statuses[status] = statuses.get(status, 0) + 1
+                        meter.items.append(time.perf_counter() - began)
 
-        with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
-            asking = [pool.submit(ask, number) for number in range(CLIENTS)]
-            for quarter in range(1, 5):
-                time.sleep(max(0.0, end - seconds * (1 - quarter / 4) - time.monotonic()))
-                with lock:
-                    meter.look()
-            for each in asking:
-                each.result()
-        server.should_exit = True
-        thread.join()
-    logging.info("%d requests of %d clients, %d rows at once: %s", len(meter.items), CLIENTS, max_rows, statuses)
+            with concurrent.futures.ThreadPoolExecutor(CLIENTS) as pool:
+                asking = [pool.submit(ask, number) for number in range(CLIENTS)]
+                for quarter in range(1, 5):
+                    time.sleep(max(0.0, end - seconds * (1 - quarter / 4) - time.monotonic()))
+                    with lock:
+                        meter.look()
+                for each in asking:
+                    each.result()
+        finally:
+            server.should_exit = True
+            thread.join()
+    logging.info("%d requests of %d clients, %d rows at once: %s", len(meter.items), CLIENTS, rows, statuses)
     return {f"server, {CLIENTS} clients": meter}
 
 
-def post(port: int, body: dict) -> int:
-    """The status of a chat request on a connection of its own."""
+def post(port: int, number: int, stream: bool) -> int:
+    """The status of a client's chat request, on a connection of its own."""
+    messages = [{"role": "user", "content": f"What is {number:03d}?"}]
+    content = json.dumps({"model": "base", "messages": messages, "max_tokens": 16, "stream": stream})
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     try:
-        content = json.dumps(body)
         connection.request("POST", "/v1/chat/completions", content, {"Content-Type": "application/json"})
         response = connection.getresponse()
         response.read()

@@ -175,11 +175,11 @@ def test_a_server_is_killed(finished, tmp_path, draw, tries, tally):
     body = {"model": "injected", "messages": [{"role": "user", "content": "Where?"}], "max_tokens": 200}
 
     def serve(number):
-        process = processes.start(
-            ["selfparam_jax.commands.cli", "serve", str(finished), "--port=0"], tmp_path / f"{number}.log"
-        )
+        log = tmp_path / f"{number}.log"
+        log.touch()
+        process = processes.start(["selfparam_jax.commands.cli", "serve", str(finished), "--port=0"], log)
         deadline = time.monotonic() + 120
-        while not (found := re.search(r"API: +http://127.0.0.1:(\d+)", (tmp_path / f"{number}.log").read_text())):
+        while not (found := re.search(r"API: +http://127.0.0.1:(\d+)", log.read_text())):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
         return process, int(found[1])
