@@ -95,6 +95,7 @@ def _serve(arguments: argparse.Namespace) -> None:
             app = make_app(service, key, functools.partial(add_page, service=service, models=models))
             host, port = bound.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
+            bound.listen()  # who reads the address may ask at once, and waits until the server takes it
             print(f"models: {', '.join(models.names())}")
             print(f"page:   http://{shown}:{port}\nAPI:    http://{shown}:{port}/v1\nCtrl-C ends it", flush=True)
             try:
