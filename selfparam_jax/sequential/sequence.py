@@ -135,8 +135,8 @@ def run_sequence(setup: SequenceSetup, sequence: DocumentSequence) -> dict:
     """Injects and evaluates; resumes after the last finished step.
 
     Returns:
-      {"rows": what `evaluate_model` gives after each number of injections, the "answers" only of the last, "entries":
-      ids of the ledger's entries, "notes": time, steps and tokens of each injection}.
+      {"rows": what `evaluate_model` gives after each number of injections, "answers" and "documents" only of the last,
+      "entries": ids of the ledger's entries, "notes": time, steps and tokens of each injection}.
 
     Raises:
       ValueError: an injection has been taken out of the ledger.
@@ -159,8 +159,9 @@ def run_sequence(setup: SequenceSetup, sequence: DocumentSequence) -> dict:
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_json(path, evaluate_model(setup, growing.model(), sequence.documents), sealed=True)
         row = files.read_json(path)
-        if rows:
-            rows[-1].pop("answers")  # of all rows they would be the square of the documents
+        if rows:  # of all rows they would be the square of the documents
+            for name in ("answers", "documents"):
+                rows[-1].pop(name, None)
         rows.append(row)
         logging.info("sequence %d, after %d of %d: F1 %s", sequence.number, done, count, _means(rows[-1], done))
     notes = [files.read_json(sequence.injection_directory(index) / "injected.json") for index in range(count)]
