@@ -135,7 +135,7 @@ def run_sequence(setup: SequenceSetup, sequence: DocumentSequence) -> dict:
     """Injects and evaluates; resumes after the last finished step.
 
     Returns:
-      {"rows": what `evaluate_model` gives after each number of injections, "answers" and "documents" only of the last,
+      {"rows": what `evaluate_model` gives after each number of injections, the last also "answers" and "documents",
       "entries": ids of the ledger's entries, "notes": time, steps and tokens of each injection}.
 
     Raises:
