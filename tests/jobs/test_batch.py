@@ -152,27 +152,27 @@ def wait_for_step(process, workdir, step):
 
 
 def test_killed_and_interrupted_runs_end_as_the_uninterrupted(config, tmp_path):
-    config.train.epochs = 80
-    config.train.checkpoint_every = 4
+    config.train.epochs = 48
+    config.train.checkpoint_every = 2
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run_job(config, whole)
 
     process = start(config, broken)
-    wait_for_step(process, broken, 10)
+    wait_for_step(process, broken, 5)
     process.kill()
     process.wait()
     with Checkpoints(broken / "checkpoints") as checkpoints:
         killed_at = checkpoints.latest()
-    assert killed_at is not None and 4 <= killed_at < newest_adapter(whole)[0]
+    assert killed_at is not None and 2 <= killed_at < newest_adapter(whole)[0]
 
     process = start(config, broken)
-    wait_for_step(process, broken, killed_at + 10)
+    wait_for_step(process, broken, killed_at + 5)
     process.send_signal(signal.SIGINT)
     code, log = process.wait(), broken.with_suffix(".log").read_text()
     assert code == 130, log
     assert "stopped and saved at step" in log
     stopped_at = newest_adapter(broken)[0]
-    assert killed_at + 10 <= stopped_at < newest_adapter(whole)[0]
+    assert killed_at + 5 <= stopped_at < newest_adapter(whole)[0]
     assert not (broken / "results.json").exists()
 
     results = run_job(config, broken)

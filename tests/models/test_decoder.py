@@ -595,8 +595,8 @@ def test_default_model_equals_transformers(default_model):
     theirs.generation_config.eos_token_id = None  # twenty tokens whatever they are
     decoder, variables = Decoder(default_model.config), {"params": default_model.params}
     for text in PROMPTS:
-        ids = default_model.tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert 45 <= len(ids) <= 80
+        ids = default_model.tokenizer(text, add_special_tokens=False)["input_ids"][-45:]
+        assert len(ids) == 45  # one length: one program for all of them
         rows = np.array([ids])
         close(logits_of(default_model.config, default_model.params, rows), tiny.hf_logits(theirs, rows), 1e-3)
         with torch.no_grad():
