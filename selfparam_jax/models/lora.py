@@ -172,7 +172,7 @@ class LazyKernel:
 def merge_kernel(kernel: jax.Array, parts: Sequence[tuple]) -> jax.Array:
     """A kernel [layers, in, out] with the deltas of some adapters, each (a, b, scale), added in float32."""
     if len(parts) == 1:
-        return _merge_one(kernel, *parts[0])
+        return merge_one(kernel, *parts[0])
     total = None
     for part in parts:
         total = _add_part(kernel, total, part)
@@ -180,8 +180,18 @@ def merge_kernel(kernel: jax.Array, parts: Sequence[tuple]) -> jax.Array:
 
 
 @jax.jit
-def _merge_one(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
-    """The same for one adapter, in one program in place of three."""
+def merge_one(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
+    """`merge_kernel` of one adapter, in one program in place of three.
+
+    Args:
+      kernel: [layers, in, out].
+      a: [layers, in, rank].
+      b: [layers, rank, out].
+      scale: [].
+
+    Returns:
+      kernel + scale * a @ b, added in float32 and rounded to the kernel's dtype.
+    """
     return (kernel.astype(jnp.float32) + _delta(a, b, scale)).astype(kernel.dtype)
 
 

@@ -169,5 +169,8 @@ def _trace_merge(workload, config, mesh, lora):
         for name, factors in entries.items()
     ]
     kernel, factors = max(kernels, key=lambda each: each[0].size)
+    delta = factors["a"], factors["b"], _shape(dtype=jnp.float32)
+    if not workload.merges:
+        return adapters.merge_one.trace(kernel, *delta)
     total = jax.ShapeDtypeStruct(kernel.shape, jnp.float32, sharding=kernel.sharding)
-    return adapters.add_delta.trace(total, factors["a"], factors["b"], _shape(dtype=jnp.float32))
+    return adapters.add_delta.trace(total, *delta)

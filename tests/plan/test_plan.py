@@ -116,6 +116,14 @@ def test_another_teacher_is_held_whole_while_it_reads_and_its_head_in_training(c
     assert programs["teacher's rows"].beside == found["parameters"] and programs["training step"].beside == 0
 
 
+@pytest.mark.parametrize(("merges", "made"), [(False, jnp.bfloat16), (True, jnp.float32)])
+def test_the_merge_is_the_program_that_the_job_runs(config, merges, made):
+    """A kernel with one delta, or, one document after another, a growing sum of deltas."""
+    workload = workload_of(merges=merges, dtype=jnp.bfloat16)
+    (merge,) = job_programs(workload, config, mesh.make_mesh(jax.devices()[:1]), names=("merge",))
+    assert merge.trace().out_info.dtype == made
+
+
 def test_a_long_context_may_not_fit_where_a_step_does(config):
     long = dataclasses.replace(config, max_position_embeddings=8192)
     needs = [make_plan(workload_of(), long, MACHINE, context_tokens=n)["teacher"] for n in (1024, 8192)]
