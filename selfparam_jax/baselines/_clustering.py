@@ -108,7 +108,7 @@ def _by_likeness(vectors: np.ndarray, options: ClusterOptions, reduce: Reduce) -
 
 
 def _runs(sizes: Sequence[int], most: int) -> list[list[int]]:
-    """Neighbours, as many together as have at most so many tokens."""
+    """Places of consecutive nodes, in groups of at most `most` tokens; a larger node is alone."""
     runs: list[list[int]] = []
     total = 0
     for place, size in enumerate(sizes):

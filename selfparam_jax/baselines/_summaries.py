@@ -1,4 +1,4 @@
-"""Summaries of texts, written by a model in memory and kept in a file, so that a run that stopped goes on."""
+"""Summaries of texts, written by a model in memory and kept in a file, so that a stopped run can resume."""
 
 import hashlib
 import json

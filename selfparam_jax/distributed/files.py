@@ -102,7 +102,7 @@ def _check_seal(path: str | os.PathLike, seal: object, content: bytes, advice: s
 def read_log(path: str | os.PathLike) -> list[dict]:
     """As `read_lines`, for a file that only tells what happened: lines that are damaged are left out with a warning.
 
-    Such a file never keeps a job from going on, or a report from being made.
+    Such a file never stops a job from resuming or a report from being written.
     """
     path = pathlib.Path(path)
     if not path.exists():
@@ -118,6 +118,11 @@ def read_log(path: str | os.PathLike) -> list[dict]:
     if bad:
         logging.warning("%s: %d damaged lines are left out, the first is line %d", path, len(bad), bad[0])
     return records
+
+
+def write_log(path: str | os.PathLike, records: Iterable[dict]) -> None:
+    """As `write_lines`, for a log: a number that is not finite may be in it, although JSON has none."""
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def parse_json(text: str | bytes, where: str, expected: str, make_object: Callable | None = None) -> Any:

@@ -271,15 +271,16 @@ class ServedModels:
             lora = saved_candidate(name, self.opened.model, directory).variables["lora"]
             return lora, digest_arrays({"/".join(path): leaf for path, leaf in tree_leaves(lora["layers"]).items()})
 
-        _, expected = read()  # read now, so that one that cannot be used is refused at the start
+        lora, expected = read()  # now, so that one that cannot be used is refused at the start
 
         def make() -> Variant:
-            lora, found = read()
+            again, found = read()
             if found != expected:
                 raise ValueError(f"{directory} has changed since it was given as {name!r}; start the server again")
-            return self._variant(name, lora)
+            return self._variant(name, again)
 
         self._makers[name] = make
+        self._hold(name, lambda: self._variant(name, lora))
 
 
 def _split_name(given: str) -> tuple[str, str]:

@@ -1,6 +1,5 @@
 """Job `single`: each document on its own, from the untouched base; mean and spread over documents."""
 
-import json
 import pathlib
 import time
 from collections.abc import Sequence
@@ -142,5 +141,4 @@ def gather_lines(workdir: pathlib.Path, ids: Sequence[str], directories: Sequenc
         for document, directory in zip(ids, directories, strict=True):
             for record in files.read_log(directory / name):
                 lines.append({**record, "context": record.get("context", document)})
-        # A loss that is not finite is a number of the log, though not one of JSON.
-        files.write_text(workdir / name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        files.write_log(workdir / name, lines)

@@ -114,7 +114,7 @@ def write_missing_pairs(
             raise ValueError(
                 f"none of the pairs that {writer.name} wrote is used, and no document has pairs of its own: {why}. "
                 f"They are in {path}; change what the reason names (generator.*, targets.generator), and move that "
-                "file away if the writer is to be asked anew"
+                "file away to have the writer asked again"
             )
         logging.warning("none of the written pairs is used: %s", why)
     found = {document.id: document for document in written}

@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from absl import logging
 
 from selfparam_jax.data.documents import Document, digest_documents, digest_texts
-from selfparam_jax.distributed.files import differences, flatten, read_json, read_log, write_json, write_text
+from selfparam_jax.distributed.files import differences, flatten, read_json, read_log, write_json, write_log
 from selfparam_jax.distributed.processes import is_main_process
 from selfparam_jax.jobs.lock import OWN
 from selfparam_jax.jobs.settings import check_names
@@ -234,7 +234,7 @@ class StorageError(OSError):
     """The disk of a work directory does not keep what a job writes; says which directory and what to do."""
 
 
-# What the operating system says of a disk that is full, broken, or no longer there.
+# What the operating system reports for a full, broken or missing disk.
 DISK_ERRORS = {
     errno.ENOSPC: "no space is left on its disk",
     errno.EDQUOT: "the quota of its disk is used up",
@@ -276,12 +276,12 @@ def storage_trouble(workdir: str | os.PathLike, error: BaseException) -> Storage
 class MetricsLog:
     """metrics.jsonl, a line per step; opened again at step s it keeps the lines up to s and continues after them.
 
-    Lines that are damaged are left out: a log never keeps a job from going on.
+    Damaged lines are left out: a log never stops a job from resuming.
     """
 
     def __init__(self, path: pathlib.Path, first: int):
         kept = [line for line in read_log(path) if isinstance(line.get("step"), int) and line["step"] <= first]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_log(path, kept)
         self._file = (path if is_main_process() else pathlib.Path(os.devnull)).open("a", encoding="utf-8")
 
     def write(self, record: dict) -> None:

@@ -4,6 +4,7 @@ All of it works on text alone, and on scores that the pairs already have.
 """
 
 import collections
+import functools
 import itertools
 import re
 import unicodedata
@@ -124,9 +125,6 @@ _LITTLE = frozenset(_STOP_WORDS.split())
 _YES_NO = frozenset(("yes", "no", "是", "不是", "否", "对", "はい", "いいえ", "ใช่", "ไม่ใช่"))
 # Chinese particles that carry no fact.
 _LITTLE_CHARACTERS = frozenset("的了吗呢啊呀吧")
-# Marks (vowels and tones of Thai, Burmese or Hindi, for example) belong to the letters before them.
-_MARKS = "".join(chr(n) for n in range(0x300, 0x20000) if unicodedata.category(chr(n))[0] == "M")
-_WORD = re.compile(rf"[^\W_]+(?:[{_MARKS}]+[^\W_]*|\.(?<=\d\.)(?=\d)\d+)*")
 # Korean words are apart, but end in particles: they are compared by their syllables.
 _HANGUL = re.compile("[\uac00-\ud7a3]")
 # Models put this before a question at will.
@@ -135,13 +133,20 @@ _ACCORDING = re.compile(
 )
 
 
+@functools.cache
+def _word() -> re.Pattern:
+    """A word. Marks (vowels and tones of Thai, Burmese or Hindi, for example) belong to the letters before them."""
+    marks = "".join(chr(n) for n in range(0x300, 0x20000) if unicodedata.category(chr(n))[0] == "M")
+    return re.compile(rf"[^\W_]+(?:[{marks}]+[^\W_]*|\.(?<=\d\.)(?=\d)\d+)*")
+
+
 def _words(text: str) -> list[str]:
     """Words in their case, without punctuation, possessive endings and commas inside numbers."""
     text = re.sub(r"(?<=\d)[,\u00a0\u202f\u2009](?=\d{3}(?!\d))", "", text)
     text = unicodedata.normalize("NFKC", text).replace("’", "'")
     text = re.sub(r"(?i)(?<=\w)'s?(?!\w)", "", re.sub(r"(?i)n't\b", " not", text))
     # "O'Hara" and "OHara" are one word.
-    return _WORD.findall(re.sub(r"(?<=\w)'(?=\w)", "", text))
+    return _word().findall(re.sub(r"(?<=\w)'(?=\w)", "", text))
 
 
 def _singulars(word: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""A file of a run is damaged: whatever it is and wherever, the run that goes on refuses it or makes it again."""
+"""Damaged files of a run, of any kind and at any place: the resumed run refuses them or makes them again."""
 
 import os
 import re
@@ -122,7 +122,7 @@ def test_a_damaged_file_is_refused_or_made_again(job, finished, tmp_path, draw, 
         if (changed := DAMAGE[fault](data, draw)) == data:
             continue
         damaged.write_bytes(changed)
-        if (copy / "checkpoints").exists() and draw.random() < 0.5:  # training goes on in the middle
+        if (copy / "checkpoints").exists() and draw.random() < 0.5:  # training resumes in the middle
             newest = max((copy / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
             shutil.rmtree(newest)
         try:

@@ -44,8 +44,10 @@ def read_file(path: pathlib.Path) -> list[Text] | None:
       ValueError: it is empty, damaged, or needs a package that is not installed; the message names the file.
       OSError: it cannot be read.
     """
-    reader = READERS.get(path.suffix.lower())
-    found = _read_foreign(reader, path) if path.suffix.lower() in FOREIGN else reader(path) if reader else None
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        return None
+    found = _read_foreign(READERS[suffix], path) if suffix in FOREIGN else READERS[suffix](path)
     if found is not None and not any(text.text.strip() for text in found):
         raise ValueError(f"{path}: got an empty file, expected text; fill it in or remove the file")
     return found
@@ -65,7 +67,7 @@ def _read_foreign(reader: Reader, path: pathlib.Path) -> list[Text] | None:
         reason = " ".join(str(error).split())[:120]
         raise ValueError(
             f"{path}: got a damaged file ({type(error).__name__}: {reason}), expected {path.suffix.lower()}; get the "
-            "file again, or save it anew"
+            "file again, or save it again"
         ) from error
 
 
