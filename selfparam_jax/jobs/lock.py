@@ -1,4 +1,4 @@
-"""One job at a time in a work directory: a lock, and a note on who holds it.
+"""One job at a time in a work directory, and one at a file of pairs: a lock, and a note on who holds it.
 
 The operating system's lock (`filelock`) ends with the process that holds it, so a job that was killed leaves nothing
 behind that has to be removed. On a disk that several machines share, a lock may not be seen by the others: there the
@@ -26,19 +26,24 @@ BEAT_S = 5.0  # from one touch of the note to the next
 DEAD_S = 60.0  # of silence, after which a holder on another machine is taken for dead
 
 
-class WorkdirLock:
-    """The lock of a work directory. Of several processes the main one holds it, and all are refused together.
+class _Lock:
+    """A lock on what one job may write. Of several processes the main one holds it, and all are refused together.
 
-    As a context manager it locks a directory that is there already; `acquire` locks one that was made since.
+    As a context manager it locks where the folder is there already; `acquire` locks once it was made since.
     """
 
-    def __init__(self, workdir: str | os.PathLike):
-        self._workdir = pathlib.Path(workdir)
+    def __init__(self, target: pathlib.Path, lock: pathlib.Path, holder: pathlib.Path, setting: str):
+        """Args:
+        target: what is locked.
+        lock, holder: the files of the lock and of the note, in one folder.
+        setting: that chooses another target.
+        """
+        self._target, self._path, self._note, self._setting = target, lock, holder, setting
         # Not for each thread: a job may be run in one that is not the one that opened it.
-        self._lock = filelock.FileLock(self._workdir / LOCK, timeout=0, thread_local=False)
+        self._lock = filelock.FileLock(lock, timeout=0, thread_local=False)
         self._held, self._stop = False, threading.Event()
 
-    def __enter__(self) -> "WorkdirLock":
+    def __enter__(self) -> "_Lock":
         self.acquire()
         return self
 
@@ -46,7 +51,7 @@ class WorkdirLock:
         self.release()
 
     def acquire(self) -> bool:
-        """Locks the directory if it is there; all processes must call this. Returns whether it was locked just now.
+        """Locks if the folder is there; all processes must call this. Returns whether it was locked just now.
 
         Raises:
           ValueError: another job holds it; says which, on all processes.
@@ -55,16 +60,16 @@ class WorkdirLock:
             return False
         problem, there = "", True
         if is_main_process():
-            there = self._workdir.is_dir()
+            there = self._path.parent.is_dir()
             try:
                 problem = self._try() if there else ""
             except OSError as error:
                 self._lock.release()
-                problem = f"{self._workdir} cannot be locked ({error}); choose a --workdir that can be written"
+                problem = f"{self._target} cannot be locked ({error}); choose a {self._setting} that can be written"
         # What the main process has found is what all of them go on with: they work in lockstep.
         allowed, taken = all_agree([not problem, there])
         if not allowed:
-            raise ValueError(problem or f"{self._workdir} is in use; the log of the main process says by whom")
+            raise ValueError(problem or f"{self._target} is in use; the log of the main process says by whom")
         self._held = bool(taken)
         return self._held
 
@@ -79,15 +84,15 @@ class WorkdirLock:
             self._lock.release()  # this disk does not carry locks from one machine to another
             return self._in_use()
         if holder:
-            logging.info("%s: %s ended without a word; its lock is taken over", self._workdir, _named(holder))
+            logging.info("%s: %s ended without a word; its lock is taken over", self._target, _named(holder))
         note = {"pid": os.getpid(), "host": socket.gethostname(), "processes": process_count(), "since": time.time()}
-        with replacing_own(self._workdir / HOLDER) as temporary:
+        with replacing_own(self._note) as temporary:
             temporary.write_text(json.dumps(note) + "\n", encoding="utf-8")
         threading.Thread(target=self._beat, daemon=True).start()
         return ""
 
     def release(self) -> None:
-        """Lets go of the directory, if it is held."""
+        """Lets go, if it is held."""
         if not self._held:
             return
         self._stop.set()
@@ -95,29 +100,29 @@ class WorkdirLock:
         if not is_main_process():
             return
         with contextlib.suppress(OSError):  # of a directory that is gone
-            (self._workdir / HOLDER).unlink()
+            self._note.unlink()
         self._lock.release()
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_S):
             try:
-                os.utime(self._workdir / HOLDER)
+                os.utime(self._note)
             except OSError:  # the directory is gone: whatever the job writes next says so
                 return
 
     def _holder(self) -> dict:
         """The note of who holds it, or held it last; {} if there is none that can be read."""
         try:
-            return read_json(self._workdir / HOLDER)
+            return read_json(self._note)
         except (OSError, ValueError):
             return {}
 
     def _silence_s(self) -> float:
         """Seconds since the note was touched, by the clock of the disk: those of two machines may differ."""
-        probe = self._workdir / f"{HOLDER}.{os.getpid()}"
+        probe = self._note.with_name(f"{self._note.name}.{os.getpid()}")
         try:
             probe.touch()
-            return probe.stat().st_mtime - (self._workdir / HOLDER).stat().st_mtime
+            return probe.stat().st_mtime - self._note.stat().st_mtime
         except FileNotFoundError:
             return float("inf")
         finally:
@@ -125,11 +130,28 @@ class WorkdirLock:
 
     def _in_use(self) -> str:
         holder, silent = self._holder(), self._silence_s()
-        said = f"{self._workdir} is in use by {_named(holder)}"
+        said = f"{self._target} is in use by {_named(holder)}"
         if silent < DEAD_S:
-            return f"{said}; wait for its end or stop it, or choose another --workdir"
+            return f"{said}; wait for its end or stop it, or choose another {self._setting}"
         seen = "" if silent == float("inf") else f", which has given no sign of life for {silent:.0f} s"
-        return f"{said}{seen}; if that process is gone, remove {self._workdir / LOCK}"
+        return f"{said}{seen}; if that process is gone, remove {self._path}"
+
+
+class WorkdirLock(_Lock):
+    """The lock of a work directory."""
+
+    def __init__(self, workdir: str | os.PathLike):
+        workdir = pathlib.Path(workdir)
+        super().__init__(workdir, workdir / LOCK, workdir / HOLDER, "--workdir")
+
+
+class PairsLock(_Lock):
+    """The lock of a file of pairs, and of the replies beside it; hidden files next to it."""
+
+    def __init__(self, path: str | os.PathLike):
+        path = pathlib.Path(path)
+        lock, holder = (path.parent / f".{path.name}{ending}" for ending in OWN)
+        super().__init__(path, lock, holder, "--out")
 
 
 def _named(holder: dict) -> str:

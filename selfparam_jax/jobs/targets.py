@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.distributed import mesh as meshes
 from selfparam_jax.jobs.inputs import check_lengths, read_documents, start_backend
+from selfparam_jax.jobs.lock import PairsLock
 from selfparam_jax.jobs.passages import with_passages
 from selfparam_jax.jobs.settings import Settings, read_settings
 from selfparam_jax.jobs.synthesis import write_missing_pairs
@@ -36,10 +37,15 @@ def write_targets(config: ConfigDict, path: str | pathlib.Path) -> dict:
       counts: "contexts", and of the pairs those of each reason (`filter_pairs.REASONS`), "written" being all.
 
     Raises:
-      ValueError, OSError: input that cannot be used.
+      ValueError, OSError: input that cannot be used; another process writes into the file.
     """
     settings = _read(config)
     start_backend(settings.compilation_cache)
+    with PairsLock(path) as lock:
+        return _write(settings, pathlib.Path(path), lock)
+
+
+def _write(settings: Settings, path: pathlib.Path, lock: PairsLock) -> dict:
     mesh = meshes.make_mesh(config=settings.mesh)
     _, documents, load = read_documents(settings, mesh)
     recipe = settings.recipe.fit_to(mesh)
@@ -51,7 +57,9 @@ def write_targets(config: ConfigDict, path: str | pathlib.Path) -> dict:
         check_lengths(model, prompt, documents)
     check_writer(recipe.generator, model, recipe.endpoint)
     teacher = named_teacher(settings.teacher, model) if model and settings.teacher.model else None
-    write_missing_pairs(documents, recipe, pathlib.Path(path), model, prompt, teacher)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock.acquire()
+    write_missing_pairs(documents, recipe, path, model, prompt, teacher)
     written = read_written(path)
     counts = collections.Counter(contexts=len(documents))
     for document in documents:

@@ -21,8 +21,9 @@ from selfparam_jax.commands import command
 from selfparam_jax.distributed import files
 from selfparam_jax.jobs import batch, lock, run
 from selfparam_jax.jobs.ledger_model import lock_job
-from selfparam_jax.jobs.lock import HOLDER, LOCK, WorkdirLock
+from selfparam_jax.jobs.lock import HOLDER, LOCK, PairsLock, WorkdirLock
 from selfparam_jax.jobs.settings import default_config
+from selfparam_jax.jobs.targets import write_targets
 from selfparam_jax.jobs.workdir import StorageError, bind_workdir, digest_inputs, storage_trouble
 from selfparam_jax.sequential.ledger import Ledger
 
@@ -155,6 +156,28 @@ def test_a_holder_shows_that_it_lives(workdir, monkeypatch):
             time.sleep(0.01)
         assert (workdir / HOLDER).stat().st_mtime > 10
         shutil.rmtree(workdir)  # neither the thread nor the end complains
+
+
+def test_a_file_of_pairs_has_one_writer(model_dir, tmp_path):
+    """As processes have it: who comes second is refused before anything is read, and the file is as it was."""
+    config, path = batch_config(model_dir, tmp_path), tmp_path / "pairs.jsonl"
+    path.write_text("{}\n")
+    with PairsLock(path):
+        assert files.read_json(tmp_path / ".pairs.jsonl.lock.json")["pid"] == os.getpid()
+        said = r"pairs\.jsonl is in use by another job \(process \d+ on .*; .* or choose another --out$"
+        given, config.contexts = config.contexts, "nowhere"
+        with pytest.raises(ValueError, match=said):
+            write_targets(config, path)
+        config.contexts = given
+        with PairsLock(tmp_path / "other.jsonl"), WorkdirLock(tmp_path):
+            pass
+    assert path.read_text() == "{}\n"
+    with pytest.raises(ValueError, match="expected a file of written pairs"):
+        write_targets(config, path)
+    with PairsLock(tmp_path / "new" / "pairs.jsonl") as lock:
+        assert not (tmp_path / "new").exists()
+        (tmp_path / "new").mkdir()
+        assert lock.acquire()
 
 
 def test_an_entry_is_not_undone_while_the_job_runs(workdir):
