@@ -140,13 +140,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif kind == "drop":  # in the middle of the body
             self._send(200, '{"choices": [{"mess', length=1000)
             self.close_connection = True
-        elif kind == "drip":  # a space now and then, for as long as somebody listens
+        elif kind == "drip":  # these: a little now and then, for as long as somebody listens
             self._send(fault.get("status", 200), "", length=1 << 20)
-            while True:
-                self.wfile.write(b" ")
-                time.sleep(0.02)
+            self._drip(b" ")
+        elif kind == "drip headers":
+            self.wfile.write(b"HTTP/1.1 %d OK\r\nX-Padding: " % fault.get("status", 200))
+            self._drip(b"x")
+        elif kind == "drip interim":
+            self._drip(b"HTTP/1.1 102 Processing\r\n\r\n")
         else:
             self._send(fault.get("status", 200), fault.get("content", "{}"), headers=fault.get("headers", {}))
+
+    def _drip(self, data):
+        while True:
+            self.wfile.write(data)
+            time.sleep(0.02)
 
     def _send(self, status, content, length=None, headers=()):
         data = content.encode()

@@ -6,11 +6,13 @@ decides it. What is on disk is not asked for again.
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import email.utils
 import hashlib
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -109,19 +111,17 @@ class Usage:
 
 
 class _Unreadable(Exception):
-    """A body that is not read to its end."""
+    """An answer that is not read to its end."""
 
 
 class _Bounded:
-    """A body as it arrives, up to a number of bytes and a time."""
+    """A body as it arrives, up to a number of bytes."""
 
-    def __init__(self, stream: Any, ends: float, seconds: float):
+    def __init__(self, stream: Any):
         """Args:
         stream: of httpx.
-        ends: when it must have arrived, by `time.monotonic`.
-        seconds: how long that was.
         """
-        self._stream, self._ends, self._seconds = stream, ends, seconds
+        self._stream = stream
 
     def __iter__(self) -> Iterator[bytes]:
         count = 0
@@ -129,8 +129,6 @@ class _Bounded:
             count += len(data)
             if count > _MOST_BYTES:
                 raise _Unreadable(f"an answer of more than {_MOST_BYTES >> 20} MiB")
-            if time.monotonic() > self._ends:
-                raise _Unreadable(f"an answer that had not ended after {self._seconds:g} s (endpoint.attempt_s)")
             yield data
 
     def close(self) -> None:
@@ -138,24 +136,74 @@ class _Bounded:
         self._stream.close()
 
 
+class _Deadline:
+    """Ends the connections of an attempt when its time is over, whatever they wait for; a context manager.
+
+    The client's own limits are those of one read: a server that sends a byte now and then would never meet them.
+    """
+
+    def __init__(self, seconds: float):
+        self.passed = False
+        self._sockets: list[socket.socket] = []
+        self._lock = threading.Lock()
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> "_Deadline":
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._timer.cancel()
+        with self._lock:
+            for each in self._sockets:
+                each.close()
+            self._sockets.clear()
+
+    def on_event(self, name: str, info: dict) -> None:
+        """What httpcore tells of a request: a connection that it has made."""
+        if name.endswith(".connect_tcp.complete"):
+            with self._lock:
+                # A handle of our own: theirs is given to TLS, and may be closed and be another's by then.
+                self._sockets.append(info["return_value"].get_extra_info("socket").dup())
+            if self.passed:
+                self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            self.passed = True
+            for each in self._sockets:
+                with contextlib.suppress(OSError):  # the server has ended it
+                    each.shutdown(socket.SHUT_RDWR)
+
+
 def _bounded_client(openai: Any, attempt_s: float) -> Any:
-    """OpenAI's client of HTTP, which reads no body beyond `_Bounded`, and none that is compressed."""
+    """OpenAI's client of HTTP: reads no answer for longer than this, none beyond `_Bounded`, none compressed."""
     library = sys.modules[openai.DefaultHttpxClient.__base__.__module__]  # httpx, or httpx2 of later versions
 
     class Stream(_Bounded, library.SyncByteStream):
         pass
 
-    def begin(request: Any) -> None:
-        request.extensions["began"] = time.monotonic()
+    class Client(openai.DefaultHttpxClient):
+        def send(self, request: Any, **options: Any) -> Any:
+            with _Deadline(attempt_s) as deadline:
+                request.extensions["trace"] = deadline.on_event
+                try:
+                    return super().send(request, **options)
+                except library.TransportError:
+                    if not deadline.passed:
+                        raise
+            raise _Unreadable(f"an answer that had not ended after {attempt_s:g} s (endpoint.attempt_s)")
 
     def bound(response: Any) -> None:
         # A few bytes can stand for gigabytes, and none was asked for.
         if (coding := response.headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
             raise _Unreadable(f"an answer that is compressed ({_excerpt(coding)}), which was not asked for")
-        ends = response.request.extensions["began"] + attempt_s
-        response.stream = Stream(response.stream, ends, attempt_s)
+        response.stream = Stream(response.stream)
 
-    return openai.DefaultHttpxClient(event_hooks={"request": [begin], "response": [bound]})
+    # A connection for each attempt: which one of those kept open a request takes is not told.
+    limits = library.Limits(max_connections=None, max_keepalive_connections=0)
+    return Client(event_hooks={"response": [bound]}, limits=limits)
 
 
 class _Answer(NamedTuple):

@@ -315,15 +315,16 @@ def test_content_that_is_no_text_is_asked_for_again(content):
 
 
 LARGE = {"kind": "status", "content": json.dumps({"choices": [], "padding": "x" * 5000})}
+NOT_ENDED = "had not ended after 0.2 s (endpoint.attempt_s)"
 PACKED = {"kind": "status", "headers": {"Content-Encoding": "gzip"}}
 
 
 @pytest.mark.parametrize("code", [200, 400])
 @pytest.mark.parametrize(
     ("fault", "told"),
-    [({"kind": "drip"}, "had not ended after 0.2 s (endpoint.attempt_s)"), (LARGE, "of more than 0 MiB"),
-     (PACKED, "that is compressed (gzip), which was not asked for")],
-    ids=["drip", "large", "packed"],
+    [({"kind": "drip"}, NOT_ENDED), ({"kind": "drip headers"}, NOT_ENDED), ({"kind": "drip interim"}, NOT_ENDED),
+     (LARGE, "of more than 0 MiB"), (PACKED, "that is compressed (gzip), which was not asked for")],
+    ids=["drip", "drip headers", "drip interim", "large", "packed"],
 )  # fmt: skip
 def test_what_is_not_read_to_its_end_is_asked_for_again_and_not_kept(
     server, opened, monkeypatch, caplog, fault, told, code
