@@ -1,13 +1,13 @@
 """Whether anything grows: a tiny model under many injections, documents, questions and requests.
 
     python -m benchmarks.soak --out=soak.json
-    python -m benchmarks.soak --out=soak.json --quick --only=sequential,server
+    python -m benchmarks.soak --out=soak.json --share=0.3 --only=sequential,server
 
 Sequential injections, many documents in one batch, questions, and a server under concurrent requests. Over every part
 the process is looked at four times: after each quarter of the items, its memory (beside files), memory maps, file
-handles and compiled programs, and the time of an item in that quarter (the median; of requests too). The table gives
-each as a ratio to the second quarter, as the first one compiles. The model is random: what it says is of no interest.
-Linux only.
+handles and compiled programs, and the time of an item in that quarter (the median; of requests too) and its CPU time
+(the mean, over all cores). The table gives each as a ratio to the second quarter, as the first one compiles, and what
+memory has grown by since then, an item. The model is random: what it says is of no interest. Linux only.
 """
 
 import concurrent.futures
@@ -52,6 +52,7 @@ from selfparam_jax.training.recipe import Recipe
 OUT = flags.DEFINE_string("out", None, "Where the results go (JSON).", required=True)
 ONLY = flags.DEFINE_list("only", [], "Only these parts.")
 QUICK = flags.DEFINE_bool("quick", False, "A hundredth of everything, and a server for 40 seconds.")
+SHARE = flags.DEFINE_float("share", 1.0, "A part of the items of everything.", 0.01, 1.0)
 
 # Items of every part; of the server its seconds.
 WHOLE = {"sequential": 1000, "batch": 5000, "questions": 10_000, "server": 600}
@@ -66,6 +67,7 @@ class Meter:
 
     total: int
     items: list[float] = dataclasses.field(default_factory=list)
+    cpu_s: float = dataclasses.field(default_factory=time.process_time)  # at the last look
     quarters: list[dict] = dataclasses.field(default_factory=list)
 
     def item(self, seconds: float) -> None:
@@ -78,8 +80,9 @@ class Meter:
         """What the process holds now, and the time of an item since the last look."""
         gc.collect()
         begin = sum(quarter["items"] for quarter in self.quarters)
-        here = {**held(), "items": len(self.items) - begin}
-        self.quarters.append({**here, "item_s": statistics.median(self.items[begin:] or [0.0])})
+        times, before, self.cpu_s = self.items[begin:], self.cpu_s, time.process_time()
+        spent = {"item_s": statistics.median(times or [0.0]), "cpu_s": (self.cpu_s - before) / max(1, len(times))}
+        self.quarters.append({**held(), "items": len(times), **spent})
 
     @contextlib.contextmanager
     def timed(self) -> Iterator[None]:
@@ -273,23 +276,27 @@ PARTS: dict[str, Callable[[Model, int, pathlib.Path], dict[str, Meter]]] = {
     "questions": soak_questions,
     "server": soak_server,
 }
-SHOWN = ("memory", "maps", "handles", "programs", "item_s")
+SHOWN = ("memory", "maps", "handles", "programs", "item_s", "cpu_s")
 
 
 def table_of(rows: list[dict]) -> str:
     """The results as Markdown: ratios of the third and the last quarter to the second."""
-    lines = ["| part | items | of the 2nd quarter | " + " | ".join(SHOWN) + " |", "| --- " * (3 + len(SHOWN)) + "|"]
+    head = ["part", "items", "of the 2nd quarter", *SHOWN, "grown, KiB an item"]
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for row in rows:
-        second = row["quarters"][1]
+        second, since = row["quarters"][1], 0
         for name, quarter in zip(("3rd", "4th"), row["quarters"][2:], strict=True):
+            since += quarter["items"]
             ratios = [f"{quarter[each] / second[each]:.3f}" if second[each] else "" for each in SHOWN]
-            lines.append(f"| {row['part']} | {row['items']} | {name} | " + " | ".join(ratios) + " |")
+            grown = (quarter["memory"] - second["memory"]) / 1024 / max(1, since)
+            cells = [row["part"], str(row["items"]), name, *ratios, f"{grown:.1f}"]
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def measure_all() -> None:
     """Runs the parts, writes and prints."""
-    counts = SHORT if QUICK.value else WHOLE
+    counts = SHORT if QUICK.value else {name: round(SHARE.value * count) for name, count in WHOLE.items()}
     if unknown := set(ONLY.value) - set(PARTS):
         raise ValueError(f"--only has {', '.join(sorted(unknown))}, expected some of {', '.join(PARTS)}")
     backend.prepare(None)

@@ -7,16 +7,18 @@ soak, faults = tiny.benchmark("soak"), tiny.benchmark("faults")
 
 
 def test_the_process_is_looked_at_after_every_quarter(monkeypatch):
-    sizes = iter([100, 200, 210, 220])
+    sizes = iter([100 << 10, 200 << 10, 210 << 10, 220 << 10])
     monkeypatch.setattr(soak, "held", lambda: {"memory": next(sizes), "maps": 5, "handles": 0, "programs": 7})
+    clock = iter([11.0, 15.0, 16.0, 18.0])
+    monkeypatch.setattr(soak.time, "process_time", lambda: next(clock))
     meter = soak.Meter(8)
     for seconds in (9.0, 7.0, 1.0, 3.0, 2.0, 2.0, 4.0, 6.0):
         meter.item(seconds)
     assert [quarter["items"] for quarter in meter.quarters] == [2, 2, 2, 2]
     assert [quarter["item_s"] for quarter in meter.quarters] == [8.0, 2.0, 2.0, 5.0]
     lines = soak.table_of([{"part": "p", "items": 8, "quarters": meter.quarters}]).splitlines()
-    assert lines[2] == "| p | 8 | 3rd | 1.050 | 1.000 |  | 1.000 | 1.000 |"
-    assert lines[3] == "| p | 8 | 4th | 1.100 | 1.000 |  | 1.000 | 2.500 |"
+    assert lines[2] == "| p | 8 | 3rd | 1.050 | 1.000 |  | 1.000 | 1.000 | 0.250 | 5.0 |"
+    assert lines[3] == "| p | 8 | 4th | 1.100 | 1.000 |  | 1.000 | 2.500 | 0.500 | 5.0 |"
     assert len({line.count("|") for line in lines}) == 1
 
 
