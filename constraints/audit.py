@@ -4,7 +4,7 @@
 
 Every installed package must be pinned in constraints/pythonX.Y.txt with the version that is installed; otherwise the
 exit code is 1. Their advisories are then asked for at osv.dev, all in one request (pip-audit would send one for each,
-and bring 25 packages). One that is found is a warning, as it may be published any day; where osv.dev cannot be reached,
+and bring 25 packages). One that is found is a warning, as it may be published any day; where osv.dev is out of reach,
 a line says that nothing was asked. It needs no package itself.
 """
 
