@@ -272,6 +272,15 @@ def test_the_system_of_the_page_about_extending_is_one():
     assert system.prepare([]) is None and system.cost().keys() == {"storage_bytes", "extra_parameters"}
 
 
+def test_every_kind_of_fault_has_its_test():
+    rows = re.findall(r"^\|.*\| `([\w./]+)::(\w+)` \|$", read(ROOT / "docs/faults.md"), re.MULTILINE)
+    table = read(ROOT / "docs/faults.md").partition("## Kinds of fault")[2].partition("\n## ")[0]
+    assert len(rows) == len(set(rows)) == len(re.findall(r"^\|", table, re.MULTILINE)) - 2 > 40
+    for file, name in rows:
+        tree = ast.parse(read(ROOT / file))
+        assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{file}::{name}"
+
+
 def test_every_extra_is_explained():
     extras = tomllib.loads(read(ROOT / "pyproject.toml"))["project"]["optional-dependencies"]
     explained = re.findall(r"^\| `([\w-]+)` \|", read(ROOT / "docs/install.md"), re.MULTILINE)
