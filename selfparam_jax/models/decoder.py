@@ -326,7 +326,15 @@ def _scanned(layer, length, *axes):
         split_rngs={"params": True, "dropout": True},
         in_axes=axes,
         length=length,
+        # No variable is shared by the layers, so there is nothing to check, and checking traces a layer once more.
+        check_constancy_invariants=False,
     )
+
+
+@functools.partial(jax.jit, static_argnames="layer")
+def _apply_layer(layer, variables, x, past, view, at):
+    """One layer. Layers of equal shapes are traced once."""
+    return layer.apply(variables, x, past, *view, at)
 
 
 def _one_by_one(layer, params, adapters, x, blocks, views, at):
@@ -334,7 +342,7 @@ def _one_by_one(layer, params, adapters, x, blocks, views, at):
     read = []
     for n, (own, adapter, view) in enumerate(zip(params, adapters, views, strict=True)):
         past = [(keys[n], values[n]) for keys, values in blocks]
-        x, key_values = layer.apply({"params": own, "lora": adapter}, x, past, *view, at)
+        x, key_values = _apply_layer(layer, {"params": own, "lora": adapter}, x, past, view, at)
         read.append(key_values)
     return x, tuple(zip(*read, strict=True))
 
