@@ -1,7 +1,7 @@
 """The campaign of injected faults: many tries of what the tests in tests/faults try a few times, as a table.
 
     python -m benchmarks.faults --tries=100 --out=faults.md
-    python -m benchmarks.faults --tries=20 --out=faults.md --only=kills
+    python -m benchmarks.faults --tries=20 --out=faults.md --only=kills --match="export and gguf"
 
 Commands are killed at random moments, or started twice at once; files of finished and of unfinished runs lose a bit,
 their end or what was written last before a power cut; readers get files that were changed at random. It needs the
@@ -26,6 +26,7 @@ OUT = flags.DEFINE_string(
 )
 TRIES = flags.DEFINE_integer("tries", 100, "Tries of each fault on each target.", lower_bound=1)
 ONLY = flags.DEFINE_list("only", [], "Only these parts: files, kills, readers.")
+MATCH = flags.DEFINE_string("match", "", "Only tests whose names match this, as pytest's -k has it.")
 
 PARTS = ("files", "kills", "readers")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -61,7 +62,7 @@ def measure_all() -> None:
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         log = pathlib.Path(folder, "log.jsonl")
         settings = {"FAULTS_TRIES": str(TRIES.value), "FAULTS_LOG": str(log)}
-        command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-o", "timeout=0", *chosen]
+        command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-o", "timeout=0", "-k", MATCH.value, *chosen]
         failed = subprocess.run(command, cwd=ROOT, env={**os.environ, **settings}, check=False).returncode
         lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     rows = count(lines, before)

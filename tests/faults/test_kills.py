@@ -92,6 +92,7 @@ def outcome_of(out):
 
 def killed_and_finished(line, wanted, seconds, out, draw, kills, tally, name):
     """Kills a command at random moments of its time, lets it end, and compares."""
+    killed = 0
     for _ in range(kills):
         process = processes.start(line(out), out.with_suffix(".log"))
         moment = float(draw.uniform(0, seconds))
@@ -101,10 +102,12 @@ def killed_and_finished(line, wanted, seconds, out, draw, kills, tally, name):
         process.kill()
         if process.wait() != -signal.SIGKILL:
             break  # it had ended
-        tally("kill -9", name, "went on")
+        killed += 1
     process = processes.start(line(out), out.with_suffix(".log"))
     assert process.wait(600) == 0, out.with_suffix(".log").read_text()
     assert outcome_of(out) == wanted, f"{name} ended otherwise after it was killed"
+    for _ in range(killed):
+        tally("kill -9", name, "went on")
 
 
 def timed(line, out):
