@@ -5,8 +5,10 @@
 
 import dataclasses
 import difflib
+import functools
 import math
 import typing
+from types import MappingProxyType
 from typing import Annotated
 
 from ml_collections import ConfigDict
@@ -350,14 +352,20 @@ def _typed(name: str, kind: type, value: object) -> object:
     return value
 
 
+@functools.cache
+def _defaults() -> MappingProxyType:
+    """The default of every setting by its dotted name."""
+    return MappingProxyType(flatten(default_config().to_dict()))
+
+
 def setting_names() -> list[str]:
     """The dotted names of all settings."""
-    return list(flatten(default_config().to_dict()))
+    return list(_defaults())
 
 
 def check_text(name: str, text: str) -> None:
     """Raises ValueError for a value, as a command line has it, that is not of its setting's type."""
-    default = flatten(default_config().to_dict()).get(name)
+    default = _defaults().get(name)
     if default is None:  # a section
         fields = [known for known in setting_names() if known.startswith(f"{name}.")]
         if fields:
