@@ -65,6 +65,10 @@ class TargetConfig:
       answer_supervision: weight of a next-token loss on the answer's tokens, added to the KL loss. 0 is the paper's
         objective. A small teacher answers many questions wrongly even with the document in the prompt; this
         corrects it.
+      by_confidence: how much the teacher counts, token by token: where it gives the answer's token, with the document
+        in the prompt, the probability p, the KL keeps p of its weight and the next-token loss gets the rest. Of a
+        teacher that is right this changes little; of one that is wrong the student learns the pair's answer. Without
+        `answer_supervision` it changes nothing.
       tails_per_context: tails of each document read per epoch, different ones in every epoch; 0 reads none.
       tail_weight: loss weight of their tokens.
       tail_cut: where tails begin: "random", at any token of the document, or "sentence", where a sentence begins.
@@ -94,6 +98,7 @@ class TargetConfig:
     least_confidence: Annotated[float, LIKELIHOOD] = 0.0
     loss_tokens: str = "answer"
     answer_supervision: Annotated[float, WEIGHT] = 0.5
+    by_confidence: bool = False
     tails_per_context: Annotated[int, Range(0, MOST)] = 0
     tail_weight: Annotated[float, WEIGHT] = 1.0
     tail_cut: str = "random"

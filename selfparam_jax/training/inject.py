@@ -353,7 +353,7 @@ def _step_function(
 ) -> Callable:
     """The compiled training step; a basis that the adapter is kept orthogonal to, and a teacher's head, are bound."""
     train = recipe.train
-    loss = train_step.LossConfig(train.temperature, train.loss_chunk)
+    loss = train_step.LossConfig(train.temperature, train.loss_chunk, recipe.targets.by_confidence)
     orthogonal = continual.basis is not None
     step = train_step.compile_step(
         student.decoder,

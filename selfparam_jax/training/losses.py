@@ -60,6 +60,7 @@ def chunked_loss(
     temperature: float = 1.0,
     chunk: int = DEFAULT_CHUNK,
     teacher_head: Head | None = None,
+    by_confidence: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted KL to the teacher plus weighted next-token loss, over the positions in use.
 
@@ -73,6 +74,8 @@ def chunked_loss(
       chunk: positions of a group whose logits are in memory at a time; S x chunk x V float32 numbers at the peak.
       teacher_head: the head of a teacher that is another model, [V', D']; None: the teacher has the student's. Where
         one has more rows, for tokens that no tokenizer knows, both are cut to those that they share.
+      by_confidence: at a position with both losses, a teacher that gives the target the probability p keeps p of the
+        KL's weight; the next-token loss gets the rest. The sum of the weights stays.
 
     Returns:
       (sum of weight * loss, sum of weights), float32 scalars.
@@ -96,30 +99,34 @@ def chunked_loss(
         return jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2)) if missing and x.ndim > 1 else x
 
     signal = jax.tree.map(lambda x: lax.stop_gradient(pad(x)), signal)
-    total = _chunked(pad(student), *lax.stop_gradient((head, teacher_head)), signal, temperature, chunk)
+    total = _chunked(
+        pad(student), *lax.stop_gradient((head, teacher_head)), signal, temperature, chunk, by_confidence
+    )
     valid = jnp.arange(positions + missing, dtype=jnp.int32)[None, :] < signal.used[:, None]
     parts = [w for w in (signal.weights, signal.supervision) if w is not None]
     return total, sum(jnp.sum(jnp.where(valid, weights, 0.0)) for weights in parts)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _chunked(student, head, teacher_head, signal, temperature, chunk):
-    return _over_chunks(student, head, teacher_head, signal, temperature, chunk, with_gradient=False)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _chunked(student, head, teacher_head, signal, temperature, chunk, by_confidence):
+    arguments = student, head, teacher_head, signal, temperature, chunk, by_confidence
+    return _over_chunks(*arguments, with_gradient=False)[0]
 
 
-def _chunked_forward(student, head, teacher_head, signal, temperature, chunk):
+def _chunked_forward(student, head, teacher_head, signal, temperature, chunk, by_confidence):
     # The gradient is computed now, while the logits exist; the backward pass only scales it.
-    return _over_chunks(student, head, teacher_head, signal, temperature, chunk, with_gradient=True)
+    arguments = student, head, teacher_head, signal, temperature, chunk, by_confidence
+    return _over_chunks(*arguments, with_gradient=True)
 
 
-def _chunked_backward(temperature, chunk, gradient, cotangent):
+def _chunked_backward(temperature, chunk, by_confidence, gradient, cotangent):
     return ((gradient.astype(jnp.float32) * cotangent).astype(gradient.dtype), None, None, None)
 
 
 _chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
-def _over_chunks(student, head, teacher_head, signal, temperature, chunk, with_gradient):
+def _over_chunks(student, head, teacher_head, signal, temperature, chunk, by_confidence, with_gradient):
     """(sum of weighted losses, gradient [S, N, D] or None), one chunk of positions at a time."""
     groups, _, width = student.shape
 
@@ -137,7 +144,7 @@ def _over_chunks(student, head, teacher_head, signal, temperature, chunk, with_g
         offsets = begin + jnp.arange(chunk, dtype=jnp.int32)
         valid = (offsets[None, :] < signal.used[:, None]).reshape(-1)
         pieces = [part(x) for x in (signal.teacher, signal.weights, signal.targets, signal.supervision)]
-        losses, slope = _chunk_terms(part(student), head, teacher_head, valid, *pieces, temperature)
+        losses, slope = _chunk_terms(part(student), head, teacher_head, valid, *pieces, temperature, by_confidence)
         if with_gradient:
             # A product in the head's dtype: a float32 copy of the head would cost as much as the head itself.
             slope = jnp.einsum(
@@ -162,7 +169,9 @@ def _softmax_parts(logits):
     return exponentials, total, highest + jnp.log(total)
 
 
-def _chunk_terms(student, head, teacher_head, valid, teacher, weights, targets, supervision, temperature):
+def _chunk_terms(
+    student, head, teacher_head, valid, teacher, weights, targets, supervision, temperature, by_confidence
+):
     """Summed losses of M positions [M, D], and their slope with respect to the student's uncapped logits [M, V].
 
     States without weight are zeroed before the head: multiplied by the weight alone, they could still give a NaN.
@@ -175,6 +184,8 @@ def _chunk_terms(student, head, teacher_head, valid, teacher, weights, targets, 
     if targets is not None:
         supervision = jnp.where(valid, supervision, 0.0)[:, None]
         active |= supervision[:, 0] > 0
+        # Compared, not gathered: an elementwise operation along V needs no communication if V is sharded.
+        hit = targets[:, None] == jnp.arange(head.shape[0], dtype=jnp.int32)[None, :]
     logits = apply_head(jnp.where(active[:, None], student, 0), head)
     if teacher is not None:
         scaled = logits / temperature
@@ -182,14 +193,16 @@ def _chunk_terms(student, head, teacher_head, valid, teacher, weights, targets, 
         wanted = apply_head(jnp.where(weights > 0, teacher, 0), of_teacher) / temperature
         e_student, z_student, log_student = _softmax_parts(scaled)
         e_teacher, z_teacher, log_teacher = _softmax_parts(wanted)
+        if by_confidence and targets is not None:
+            confidence = jnp.sum(jnp.where(hit, e_teacher, 0.0), axis=-1, keepdims=True) / z_teacher
+            doubted = jnp.where(supervision > 0, weights * (1 - confidence), 0.0)
+            weights, supervision = weights - doubted, supervision + doubted
         mean = jnp.sum(e_teacher * (wanted - scaled), axis=-1, keepdims=True) / z_teacher
         total += jnp.sum(weights * (mean + log_student - log_teacher))
         scale = weights / temperature
         slope += e_student * (scale / z_student) - e_teacher * (scale / z_teacher)
     if targets is not None:
         exponentials, z, log_sum = _softmax_parts(logits)
-        # Compared, not gathered: an elementwise operation along V needs no communication if V is sharded.
-        hit = targets[:, None] == jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, :]
         total += jnp.sum(supervision * (log_sum - jnp.sum(jnp.where(hit, logits, 0.0), axis=-1, keepdims=True)))
         slope += exponentials * (supervision / z) - jnp.where(hit, supervision, 0.0)
     return total, slope_before_cap(slope, logits, head)

@@ -58,6 +58,7 @@ class LossConfig:
 
     temperature: float = 1.0
     chunk: int = DEFAULT_CHUNK
+    by_confidence: bool = False
 
 
 # The student's forward pass: (what is trained, params, batch, dropout key, decoder) -> final hidden states [B, T, D].
@@ -111,7 +112,7 @@ def student_loss(
       batch: its signal decides which losses are taken.
       dropout_key: used if the model has dropout on the adapter's inputs.
       model: the student.
-      loss: temperature and chunk size.
+      loss: how both are compared.
       teacher_head: of a teacher that is another model; None: the teacher has the student's head.
       forward: how the student reads the rows.
 
@@ -124,7 +125,9 @@ def student_loss(
     # Gathered once, before the loop over chunks: in it, every chunk would gather it again.
     head = output_head(params, model.config, model.sharding)
     teacher_head = jax.tree.map(lambda weight: constrain(model.sharding, weight, "vocabulary", None), teacher_head)
-    return chunked_loss(states, head, batch.signal, loss.temperature, loss.chunk, teacher_head)
+    return chunked_loss(
+        states, head, batch.signal, loss.temperature, loss.chunk, teacher_head, by_confidence=loss.by_confidence
+    )
 
 
 def project_lora(lora: dict, basis: dict) -> dict:
@@ -194,7 +197,7 @@ def train_step(
       teacher_head: of a teacher that is another model, if given.
       model: the student.
       update: of an optimizer.
-      loss: temperature and chunk size.
+      loss: how both are compared.
       forward: how the student reads the rows.
 
     Returns:
@@ -245,7 +248,7 @@ def compile_step(
       model: the student.
       optimizer: of `make_optimizer`, or any other of optax.
       mesh: the devices.
-      loss: temperature and chunk size.
+      loss: how both are compared.
       orthogonal: whether the step takes a basis (`project_lora`) as its last argument.
       accumulate: number of parts that a batch is cut into (`make_batch`).
       int8: whether the base's kernels are `Int8Kernel`s.

@@ -54,7 +54,7 @@ def fill(array, where, value):
     return jnp.asarray(np.where(where.reshape(where.shape + (1,) * (array.ndim - where.ndim)), value, array))
 
 
-def direct_loss(student, head, signal, temperature=1.0, cap=None):
+def direct_loss(student, head, signal, temperature=1.0, cap=None, by_confidence=False):
     """The same loss with the logits of all positions at once."""
 
     def logits_of(states):
@@ -64,6 +64,12 @@ def direct_loss(student, head, signal, temperature=1.0, cap=None):
     valid = jnp.arange(student.shape[1])[None] < signal.used[:, None]
     logits = logits_of(student)
     total, count = jnp.zeros(()), jnp.zeros(())
+    if by_confidence:
+        p = jax.nn.softmax(logits_of(signal.teacher) / temperature, axis=-1)
+        kept = jnp.take_along_axis(p, signal.targets[..., None], axis=-1)[..., 0]
+        kept = jnp.where(signal.supervision > 0, kept, 1.0)
+        moved = signal.weights * (1 - kept)
+        signal = signal.replace(weights=signal.weights * kept, supervision=signal.supervision + moved)
     if signal.teacher is not None:
         p = jax.nn.log_softmax(logits_of(signal.teacher) / temperature, axis=-1)
         q = jax.nn.log_softmax(logits / temperature, axis=-1)
@@ -129,6 +135,39 @@ def test_value_and_gradient_equal_the_direct_computation(kind, temperature, chun
     assert not np.any(gradient[valid & (weights == 0)])
     assert np.all(np.any(gradient[valid & (weights > 0)], axis=-1))
     assert (valid & (weights > 0)).sum() >= 9  # of the 18 in use
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_a_doubting_teacher_leaves_its_weight_to_the_next_token_loss(temperature):
+    student, head, signal = make_case("both")
+    loss = functools.partial(direct_loss, temperature=temperature, by_confidence=True)
+    (total, count), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(student, head, signal)
+    ours = functools.partial(chunked_loss, temperature=temperature, chunk=4, by_confidence=True)
+    found = jax.jit(jax.value_and_grad(ours, has_aux=True))(student, head, signal)
+    assert_same_result(found, ((total, count), gradient))
+    plain = chunked(temperature, 4)(student, head, signal)
+    assert float(count) == pytest.approx(float(plain[0][1]))  # no weight is lost
+    assert abs(float(total) - float(plain[0][0])) > 1.0
+
+
+@pytest.mark.parametrize("kind", ["kl", "next token"])
+def test_alone_a_loss_keeps_its_weight_whatever_the_teacher_thinks(kind):
+    student, head, signal = make_case(kind)
+    found = chunked_loss(student, head, signal, 2.5, 4, by_confidence=True)
+    assert_same_result(found, chunked_loss(student, head, signal, 2.5, 4))
+
+
+def test_a_sure_and_a_doubting_teacher_by_hand():
+    """Two words; the student thinks both equally likely, and the second is said."""
+    head, student = jnp.eye(2), jnp.zeros((1, 2, 2))
+    teacher = jnp.log(jnp.array([[[0.1, 0.9], [0.75, 0.25]]]))
+    ones = jnp.ones((1, 2))
+    signal = Signal(jnp.array([2], jnp.int32), teacher, ones, jnp.array([[1, 1]], jnp.int32), 0.5 * ones)
+    total, count = chunked_loss(student, head, signal, by_confidence=True)
+    kl = [p * math.log(2 * p) + (1 - p) * math.log(2 - 2 * p) for p in (0.9, 0.25)]
+    expected = 0.9 * kl[0] + 0.25 * kl[1] + (0.5 + 0.1 + 0.5 + 0.75) * math.log(2)
+    assert float(total) == pytest.approx(expected, rel=1e-5)
+    assert float(count) == 3.0
 
 
 @pytest.mark.parametrize("kind", KINDS)
