@@ -73,6 +73,19 @@ def test_a_directory_changes_nothing_and_an_injection_resumes_there(tiny_model, 
     assert len(stop.records) == 2 and modified(tmp_path / "work" / "checkpoints") == before
 
 
+def test_a_doubting_teacher_counts_less_where_there_is_something_else_to_learn_from(tiny_model):
+    def first_loss(**fields):
+        stop = Stop(after=1)
+        with pytest.raises(Interrupted):
+            inject(tiny_model, documents(), dataclasses.replace(RECIPE, targets=dataclasses.replace(
+                RECIPE.targets, **fields)), UNRELATED, hooks=stop.hooks)  # fmt: skip
+        return stop.records[0]["loss"]
+
+    assert abs(first_loss(by_confidence=True) - first_loss()) > 0.1
+    alone = {"answer_supervision": 0.0}
+    assert first_loss(by_confidence=True, **alone) == first_loss(**alone)
+
+
 def test_answers_sampled_during_training_change_nothing(tiny_model, whole):
     seen, prompt = [], Prompt(RECIPE.prompt, tiny_model.tokenizer)
     asked = [dataclasses.replace(documents()[0], questions=(Question("Who founded Ava?", ("Lu Ka",)),))]
