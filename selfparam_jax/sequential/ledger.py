@@ -17,7 +17,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import safetensors
@@ -59,6 +59,7 @@ class Entry:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Entry))
+_ID = re.compile("[0-9a-f]{12}")
 
 
 def entry_id(record: dict) -> str:
@@ -138,9 +139,9 @@ class Ledger:
             "rank": _rank(arrays),
             "adapter_digest": adapter_digest(arrays),
         }
-        statuses, parent = self._statuses(), ""
+        statuses, parent, id_at = self._statuses(), "", _ids(content)
         for number, (id, status) in enumerate(statuses.items(), 1):  # no file of an entry is read: there may be many
-            if status == ACTIVE and _entry(number, parent, content).id == id:
+            if status == ACTIVE and id_at(number, parent) == id:
                 return self._read_entry(id)
             parent = id
         entry = _entry(len(statuses) + 1, parent, content)
@@ -185,7 +186,9 @@ class Ledger:
         Raises:
           ValueError, OSError: no such entry, or its files are damaged or missing.
         """
-        entry = self.find(id)
+        return self._adapter_of(self.find(id))
+
+    def _adapter_of(self, entry: Entry) -> dict:
         path = self.directory / entry.id / ADAPTER
         try:
             arrays = load_file(path)
@@ -202,7 +205,7 @@ class Ledger:
     def adapters(self, ids: Sequence[str] | None = None) -> list[tuple[dict, float]]:
         """(adapter, scale) of these entries, by default of the active ones, for `lora.merge_adapters`."""
         chosen = self.active() if ids is None else [self.find(id) for id in ids]
-        return [(self.adapter(entry.id), entry.scale) for entry in chosen]
+        return [(self._adapter_of(entry), entry.scale) for entry in chosen]
 
     def compose(self, ids: Sequence[str], max_rank: int = 0) -> tuple[dict, dict]:
         """One adapter of scale 1 in place of several, recompressed where its rank is above `max_rank` (0: nowhere).
@@ -354,6 +357,23 @@ def _entry(number: int, parent: str, content: dict) -> Entry:
     return Entry(id=entry_id(record), **record)
 
 
+def _ids(content: dict) -> Callable[[int, str], str]:
+    """Gives `_entry(number, parent, content).id`; what does not change from one place to another is hashed once."""
+    places = ("number", "parent")  # neighbours in the order of keys
+    before, after = (
+        json.dumps({name: value for name, value in content.items() if within(name)}, sort_keys=True, allow_nan=False)
+        for within in (lambda name: name < places[0], lambda name: name > places[1])
+    )
+    begun = hashlib.sha256(f"{before[:-1]}, ".encode())
+
+    def id_at(number: int, parent: str) -> str:
+        digest = begun.copy()
+        digest.update(f"{json.dumps({'number': number, 'parent': parent})[1:-1]}, {after[1:]}".encode())
+        return digest.hexdigest()[:12]
+
+    return id_at
+
+
 def _arrays(lora: dict) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(array, np.float32) for name, array in flatten(lora).items()}
 
@@ -391,7 +411,7 @@ def _read_ledger(path: pathlib.Path) -> dict:
     if set(record) != {"base_fingerprint", "entries"} or not (
         isinstance(record["base_fingerprint"], str)
         and isinstance(entries, dict)
-        and all(re.fullmatch("[0-9a-f]{12}", id) and entries[id] in (ACTIVE, UNDONE) for id in entries)
+        and all(_ID.fullmatch(id) and entries[id] in (ACTIVE, UNDONE) for id in entries)
     ):
         raise ValueError(
             f'{path}: expected {{"base_fingerprint": "...", "entries": {{ID: "{ACTIVE}" or "{UNDONE}"}}}} '

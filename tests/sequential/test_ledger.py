@@ -283,6 +283,16 @@ def test_a_repeated_append_changes_nothing(book):
     assert content(book.directory) == before
 
 
+def test_the_id_at_any_place_is_that_of_the_entry():
+    """A repeated append is recognised without the files of all entries, and without hashing all of each."""
+    content = arguments(1) | {"base_fingerprint": "f", "adapter_digest": "d", "rank": 2}
+    content.pop("lora")
+    content |= {"name": 'of "number": 1, "parent": "x"', "settings": {"z": {"parent": 1, "number": 2}, "a": ["é"]}}
+    id_at = ledger._ids(content)
+    for number, parent in ((1, ""), (2, "0123456789ab"), (1000, "ba9876543210")):
+        assert id_at(number, parent) == ledger._entry(number, parent, content).id
+
+
 def test_an_undone_injection_made_again_is_a_new_entry(book):
     third = book.entries()[2]
     book.undo(third.id)
