@@ -28,6 +28,7 @@ def question_log_likelihoods(reader: Reader, prompt: Prompt, contexts: Sequence[
     asked = [
         dataclasses.replace(context, qa_pairs=tuple(QAPair(q.question, q.answers[0]) for q in context.questions))
         for context in contexts
+        if context.questions  # of many documents few may be asked about
     ]
     sentences = qa_sentences(asked, prompt, TargetConfig(loss_tokens="answer", answer_supervision=0.0))
     if not sentences:
