@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
 from benchmarks.memory import status_bytes
 from benchmarks.rows import run
@@ -252,7 +252,7 @@ def soak_server(model: Model, seconds: int, _: pathlib.Path) -> dict[str, Meter]
         finally:
             server.should_exit = True
             thread.join()
-    logging.info("%d requests of %d clients, %d rows at once: %s", len(meter.items), CLIENTS, rows, statuses)
+    print(f"{len(meter.items)} requests of {CLIENTS} clients, {rows} rows at once; by status: {statuses}")
     return {f"server, {CLIENTS} clients": meter}
 
 
