@@ -41,7 +41,7 @@ def rates_of(factor: float) -> dict[str, float]:
     Raises:
       ValueError: a system is not trained at a rate of its own.
     """
-    config, rates = batch.get_config(), {}
+    config, rates = batch.get_config("reading"), {}
     ours = config.train.learning_rate
     for name in (INJECTED, *map(system_name, CHOSEN.value)):
         if name != INJECTED and not hasattr(SYSTEMS[name].options, "learning_rate"):
@@ -53,7 +53,7 @@ def rates_of(factor: float) -> dict[str, float]:
 
 def config_of(factor: str) -> ConfigDict:
     """The configuration of a job."""
-    config = batch.get_config()
+    config = batch.get_config("reading")
     config.contexts, config.export_dtype, config.eval.reach = CONTEXTS.value, "", "none"
     config.model, config.systems = MODEL.value, tuple(CHOSEN.value)
     config.update_from_flattened_dict({rate_setting(name): rate for name, rate in rates_of(float(factor)).items()})

@@ -68,7 +68,7 @@ def write_student(directory: pathlib.Path) -> None:
 def config_of(name: str) -> ConfigDict:
     """The configuration of a job."""
     _, rounded, taught = JOBS[name]
-    config = batch.get_config()
+    config = batch.get_config("reading")
     config.contexts, config.export_dtype, config.eval.reach = CONTEXTS.value, "", "none"
     config.model = str(pathlib.Path(OUT.value) / "student") if rounded else MODEL.value
     config.teacher.model = MODEL.value if taught else ""

@@ -149,6 +149,7 @@ def epochs_of(cell: Cell, contexts, exposures: int) -> int:
 def config_of(cell: Cell, path: str, contexts, exposures: int):
     """The batch job of a cell."""
     config = base.get_config()
+    base.set_reading_recipe(config)
     epochs = epochs_of(cell, contexts, exposures)
     config.update_from_flattened_dict(
         {

@@ -25,6 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg not in contexts:
         raise ValueError(f"configs/compare.py takes one of {', '.join(map(repr, contexts))}, got {arg!r}")
     config = base.get_config()
+    base.set_reading_recipe(config)
     config.job = arg if arg in ("single", "sequential") else "batch"
     config.contexts = contexts[arg]
     config.systems = SYSTEMS

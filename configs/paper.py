@@ -22,6 +22,7 @@ def get_config(arg: str = "batch") -> ConfigDict:
     if arg not in CONTEXTS:
         raise ValueError(f"configs/paper.py takes single, batch or sequential, got {arg!r}")
     config = base.get_config()
+    base.set_reading_recipe(config)
     config.job = arg
     config.model = "openlm-research/open_llama_3b_v2"
     config.dtype = "bfloat16"

@@ -23,6 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg not in ("", "slice", "paper", "quick"):
         raise ValueError(f"configs/recommend.py takes '', 'slice', 'paper' or 'quick', got {arg!r}")
     config = base.get_config()
+    base.set_reading_recipe(config)
     config.job = "recommend"
     config.prompt = "chat"  # dialogues are learned in the format in which titles are asked for
     config.recommend.systems = ("base", "bm25", "ft_c", "ft_s", "popularity")

@@ -19,6 +19,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg not in ("", "published", "quick"):
         raise ValueError(f"configs/sequential.py takes '', 'published' or 'quick', got {arg!r}")
     config = base.get_config()
+    base.set_reading_recipe(config)
     config.job = "sequential"
     config.sequential.length = 0  # all documents; 20 in the paper
     if arg == "published":

@@ -14,6 +14,7 @@ def get_config(model: str, job: str = "batch") -> ConfigDict:
     if job not in ("", "batch", "single", "sequential"):
         raise ValueError(f"got {job!r} after the colon, expected batch, single or sequential")
     config = base.get_config()
+    base.set_reading_recipe(config)
     config.job = job or "batch"
     config.model = model
     config.dtype = "bfloat16"

@@ -21,7 +21,7 @@ LONG_PAIRS = ("refuse", "skip")
 GENERATORS = ("none", "auto", "grounded", "local", "endpoint")
 FORMS = ("chat", "completion")
 FORMAT_NAMES = ("reading", "chat", "bare")
-AUTO, MIX = "auto", "reading:0.5,chat:0.7,bare:0.5"  # what was best on the development documents
+AUTO, MIX = "auto", "reading:0.4,chat:0.6,bare:0.3"  # what was best on the development documents
 LIMIT_NAMES = ("max_tokens", "max_completion_tokens")
 MAY_OMIT = ("temperature", "top_p", "seed")
 
@@ -89,7 +89,7 @@ class TargetConfig:
     qa_per_context: Annotated[int, Range(1, MOST, also={0: "all"})] = 0
     long_pairs: str = "refuse"
     qa_weight: Annotated[float, WEIGHT] = 1.0
-    formats: str = "reading"
+    formats: str = AUTO
     dated: bool = False
     two_step_pairs: Annotated[int, Range(0, MOST)] = 0
     answer_shape: str = "any"
@@ -98,16 +98,16 @@ class TargetConfig:
     least_confidence: Annotated[float, LIKELIHOOD] = 0.0
     loss_tokens: str = "answer"
     answer_supervision: Annotated[float, WEIGHT] = 0.5
-    by_confidence: bool = False
+    by_confidence: bool = True
     tails_per_context: Annotated[int, Range(0, MOST)] = 0
     tail_weight: Annotated[float, WEIGHT] = 1.0
     tail_cut: str = "random"
-    unrelated_per_epoch: Annotated[int, Range(0, MOST)] = 12
+    unrelated_per_epoch: Annotated[int, Range(0, MOST)] = 28
     unrelated_weight: Annotated[float, WEIGHT] = 1.0
     unrelated_tokens: Annotated[int, Range(1, 2**20)] = 48
     unrelated_context: bool = False
-    contrast_per_epoch: Annotated[int, Range(0, MOST)] = 0
-    chat_per_epoch: Annotated[int, Range(0, MOST)] = 0
+    contrast_per_epoch: Annotated[int, Range(0, MOST)] = 24
+    chat_per_epoch: Annotated[int, Range(0, MOST)] = 16
 
     def __post_init__(self):
         check_ranges(self, "targets")

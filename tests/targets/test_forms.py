@@ -35,7 +35,7 @@ def prompt_of(name="few_shot", template=True):
 
 def made_of(prompt, documents=DOCUMENTS, epochs=2, seq_len=400, seed=0, **changes):
     plain = {"unrelated_per_epoch": 0, "formats": "reading", "contrast_per_epoch": 0, "chat_per_epoch": 0}
-    config = TargetConfig(**{**plain, **changes})
+    config = TargetConfig(**{**plain, "answer_supervision": 0.5, **changes})
     return make_targets(documents, prompt, config, seed=seed, epochs=epochs, seq_len=seq_len)
 
 
@@ -45,7 +45,7 @@ def of_form(made, form):
 
 def test_the_reading_format_alone_is_what_it_was():
     prompt = prompt_of()
-    assert made_of(prompt) == qa_sentences(DOCUMENTS, prompt, TargetConfig())
+    assert made_of(prompt) == qa_sentences(DOCUMENTS, prompt, TargetConfig(answer_supervision=0.5))
     assert all(each.reading is None and each.before is None and each.epochs is None for each in made_of(prompt))
 
 

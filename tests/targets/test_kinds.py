@@ -34,8 +34,9 @@ CONTEXTS = [
 
 
 def config_of(**changes):
-    """Plain losses and no unrelated text, whatever the defaults are."""
-    plain = {"loss_tokens": "all", "answer_supervision": 0.0, "unrelated_per_epoch": 0}
+    """Plain losses, the reading format, and nothing that only keeps the model, whatever the defaults are."""
+    plain = {"loss_tokens": "all", "answer_supervision": 0.0, "formats": "reading"}
+    plain |= {"unrelated_per_epoch": 0, "unrelated_weight": 1.0, "contrast_per_epoch": 0, "chat_per_epoch": 0}
     return TargetConfig(**{**plain, **changes})
 
 
