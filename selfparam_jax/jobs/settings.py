@@ -27,6 +27,7 @@ from selfparam_jax.sequential.config import SequentialConfig
 from selfparam_jax.targets.config import EndpointConfig, GeneratorConfig, TargetConfig
 from selfparam_jax.training.optimizer import TrainConfig
 from selfparam_jax.training.other_teacher import TeacherConfig
+from selfparam_jax.training.recipe import AUTO as AUTO_REMAT
 from selfparam_jax.training.recipe import PASSAGE_RANGE, PASSAGE_TOKENS, RELATED_RANGE, RELATED_SHARE, Recipe
 
 TRACKERS = ("tensorboard", "wandb")
@@ -120,7 +121,8 @@ class Settings:
         half of what bfloat16 takes (needs the extra `int8`; not for job "sequential"). The adapter is merged into the
         base in its own dtype.
       remat: what the backward pass computes again instead of storing it: "layers" (all of a layer: the least memory),
-        "products" (all but the products with weights), "none" (nothing: the fastest where memory suffices).
+        "products" (all but the products with weights), "none" (nothing: the fastest where memory suffices). "auto":
+        "none" where a step keeps about 1 GiB at most, else "layers".
       attention: "blocks" (ours); "xla" or "cudnn" (GPU, bfloat16), jax.nn.dot_product_attention's, in training alone;
         "splash" (TPU), JAX's Pallas kernel, in training and where documents are read.
       compilation_cache: store compiled programs in the cache directory for the next run (JAX_COMPILATION_CACHE_DIR is
@@ -171,7 +173,7 @@ class Settings:
     date: str = ""
     dtype: str = "float32"
     base_weights: str = "float"
-    remat: str = "layers"
+    remat: str = AUTO_REMAT
     attention: str = BLOCKS
     compilation_cache: bool = True
     prompt: str = "few_shot"

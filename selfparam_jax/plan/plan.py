@@ -59,7 +59,7 @@ def make_plan(
       ValueError: model and mesh do not go together.
     """
     mesh = meshes.make_mesh(devices, workload.mesh)
-    requested, workload = workload.train.batch_size, rounded_up(workload, mesh)
+    requested, workload = workload.train.batch_size, rounded_up(workload, mesh).settled(config)
     train, bytes_each, row_shards = workload.train, workload.item_bytes, meshes.shards(mesh, "rows")
     params = laid_out_params(config, mesh, workload.int8)
     weights = held_bytes(params, bytes_each)
@@ -143,7 +143,7 @@ def compiled_plan(
       ValueError: the compiler is not installed or not the machine's, or model and mesh do not go together.
     """
     mesh = meshes.make_mesh(machine_devices(machine, compiler), workload.mesh)
-    requested, workload = workload.train.batch_size, rounded_up(workload, mesh)
+    requested, workload = workload.train.batch_size, rounded_up(workload, mesh).settled(config)
     found = []
     for program in job_programs(workload, config, mesh, context_tokens, names):
         on_program(program.name)
@@ -274,7 +274,7 @@ def suggestion(
     Returns:
       one line.
     """
-    for flags, changed in alternatives(workload, machine):
+    for flags, changed in alternatives(workload.settled(config), machine):
         try:
             if make_plan(changed, config, machine, devices, context_tokens)["fits"]:
                 return f"it would fit with {flags}"

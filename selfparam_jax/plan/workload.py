@@ -12,6 +12,7 @@ from selfparam_jax.models.attention import BLOCKS
 from selfparam_jax.models.decoder import ModelConfig
 from selfparam_jax.models.lora import LoraConfig
 from selfparam_jax.training.optimizer import TrainConfig
+from selfparam_jax.training.recipe import AUTO, chosen_remat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Workload:
 
     Attributes:
       dtype: of weights and activations, "float32" or "bfloat16".
-      remat: what the backward pass computes again: "layers", "products" or "none".
+      remat: what the backward pass computes again: "layers", "products", "none" or "auto".
       attention: the attention implementation, as in the job's settings.
       int8: whether the kernels of the base are held in 8 bits.
       supervised: whether a next-token loss is taken beside the KL.
@@ -35,7 +36,7 @@ class Workload:
     """
 
     dtype: str = "float32"
-    remat: str = "layers"
+    remat: str = AUTO
     attention: str = BLOCKS
     int8: bool = False
     supervised: bool = True
@@ -51,6 +52,10 @@ class Workload:
     def item_bytes(self) -> int:
         """Bytes of one weight or activation."""
         return jnp.dtype(self.dtype).itemsize
+
+    def settled(self, config: ModelConfig) -> "Workload":
+        """The same with what `remat` "auto" is for a model."""
+        return dataclasses.replace(self, remat=chosen_remat(self.remat, config, self.train, self.item_bytes))
 
     @property
     def base_weights(self) -> str:

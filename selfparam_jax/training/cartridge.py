@@ -39,7 +39,7 @@ from selfparam_jax.training.inject import (
     train_adapter,
 )
 from selfparam_jax.training.other_teacher import OtherTeacher
-from selfparam_jax.training.recipe import Recipe
+from selfparam_jax.training.recipe import Recipe, chosen_remat
 from selfparam_jax.training.teacher import Teacher
 from selfparam_jax.training.train_step import Batch
 
@@ -108,7 +108,8 @@ def train_cartridge(
         return [sentence for sentence, _ in after], np.asarray([slot for _, slot in after], np.int64), signal
 
     # The TPU kernel has no gradient for keys that were there before.
-    decoder = model.decoder(remat=recipe.remat, attention=BLOCKS)
+    remat = chosen_remat(recipe.remat, model.config, recipe.train, model.dtype.itemsize)
+    decoder = model.decoder(remat=remat, attention=BLOCKS)
     student = Student(
         decoder, lambda: first_cartridge(model, documents, prompt, tokens, start, recipe.seed), read_after
     )

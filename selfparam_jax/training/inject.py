@@ -30,7 +30,7 @@ from selfparam_jax.targets.sentences import Sentence, first_slots
 from selfparam_jax.training import batches, optimizer, train_step, trainer
 from selfparam_jax.training.checkpoints import Checkpoints
 from selfparam_jax.training.other_teacher import OtherTeacher
-from selfparam_jax.training.recipe import Recipe
+from selfparam_jax.training.recipe import Recipe, chosen_remat
 from selfparam_jax.training.teacher import Online, Reader, Teacher, answer_confidence, confident
 from selfparam_jax.training.teacher_states import teacher_store
 
@@ -376,7 +376,7 @@ def student_decoder(model: Model, recipe: Recipe):
     """The module of the student: the model's, with the adapter's scale and dropout."""
     return model.decoder(
         lora_scale=recipe.lora.scale,
-        remat=recipe.remat,
+        remat=chosen_remat(recipe.remat, model.config, recipe.train, model.dtype.itemsize),
         attention=model.attention,
         lora_dropout=recipe.lora.dropout,
     )

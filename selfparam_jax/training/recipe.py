@@ -10,11 +10,17 @@ from selfparam_jax.data.passages import LEAST_TOKENS
 from selfparam_jax.data.prompts import FORMATS
 from selfparam_jax.distributed.mesh import round_up_rows
 from selfparam_jax.distributed.ranges import SEED, Range, check_ranges
+from selfparam_jax.models.architecture import ModelConfig
 from selfparam_jax.models.decoder import REMAT
 from selfparam_jax.models.lora import LoraConfig
 from selfparam_jax.targets.config import EndpointConfig, GeneratorConfig, TargetConfig
 from selfparam_jax.training.optimizer import TrainConfig
 
+AUTO = "auto"
+# With `remat` "auto": what a step may keep for its backward pass before it computes the layers again, and how many
+# numbers a layer keeps of a token, by the width of the model and of its feed-forward part.
+KEPT_BYTES = 2**30
+KEPT_OF_HIDDEN, KEPT_OF_INTERMEDIATE = 16, 4
 # The sections whose fields may be given by their own names.
 _FLAT = ("targets", "lora", "train", "generator")
 # The documents of all examples, of PwC and nearly all of SQuAD are shorter.
@@ -46,7 +52,7 @@ class Recipe:
     Attributes:
       seed: of everything that is drawn, 0 to 2**32 - 1.
       prompt: how document, question and answer become text: "plain", "few_shot", "paper" or "chat".
-      remat: what the backward pass computes again: "layers", "products" or "none".
+      remat: what the backward pass computes again: "layers", "products", "none", or "auto" (`chosen_remat`).
       targets: which target sentences, and the loss on their tokens.
       generator: how pairs are written for documents that bring none.
       endpoint: the server that writes them, for `targets.generator` "endpoint".
@@ -62,7 +68,7 @@ class Recipe:
 
     seed: Annotated[int, SEED] = 0
     prompt: str = "few_shot"
-    remat: str = "layers"
+    remat: str = AUTO
     targets: TargetConfig = TargetConfig()
     generator: GeneratorConfig = GeneratorConfig()
     endpoint: EndpointConfig = EndpointConfig()
@@ -92,7 +98,7 @@ class Recipe:
         self._check()
 
     def _check(self) -> None:
-        for name, value, allowed in (("prompt", self.prompt, FORMATS), ("remat", self.remat, REMAT)):
+        for name, value, allowed in (("prompt", self.prompt, FORMATS), ("remat", self.remat, (AUTO, *REMAT))):
             if value not in allowed:
                 raise ValueError(f"{name} = {value!r}, expected one of {', '.join(allowed)}")
         check_ranges(self)
@@ -125,6 +131,27 @@ class Recipe:
         for name in ("train.seed", "train.checkpoint_every"):
             del found[name]
         return found
+
+
+def chosen_remat(remat: str, config: ModelConfig, train: TrainConfig, item_bytes: int) -> str:
+    """What the backward pass computes again.
+
+    A function of the shapes alone, not of the memory that is free just now: a resumed job computes the same.
+
+    Args:
+      remat: of a recipe.
+      config: the model's architecture.
+      train: size of a step and number of its parts.
+      item_bytes: bytes of an activation.
+
+    Returns:
+      a key of `decoder.REMAT`; for "auto" it is "none" if about 1 GiB is kept at most, else "layers".
+    """
+    if remat != AUTO:
+        return remat
+    numbers = KEPT_OF_HIDDEN * config.hidden_size + KEPT_OF_INTERMEDIATE * config.intermediate_size
+    tokens = train.batch_size // train.accumulate * train.seq_len
+    return "none" if tokens * config.num_hidden_layers * numbers * item_bytes <= KEPT_BYTES else "layers"
 
 
 def _section_of(name: str, own: dict) -> str:

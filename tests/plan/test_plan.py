@@ -67,9 +67,8 @@ def test_a_plan_is_what_real_arrays_take(config, random_params, sizes):
     assert found["adapter"] == held(lora)
     assert held(state.opt_state) == pytest.approx(found["optimizer"], abs=64)
     # The program of the plan is the program that runs: as much memory for what lives within a step.
-    model = Decoder(
-        config, remat=workload.remat, lora_scale=workload.lora.scale, sharding=mesh.activation_sharding(devices)
-    )
+    remat, sharding = workload.settled(config).remat, mesh.activation_sharding(devices)
+    model = Decoder(config, remat=remat, lora_scale=workload.lora.scale, sharding=sharding)
     step = train_step.compile_step(model, optimizer, devices, train_step.LossConfig(chunk=16))
     batch = jax.tree.map(
         lambda leaf: jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding),
