@@ -4,6 +4,8 @@ import runpy
 import sys
 from pathlib import Path
 
+import pytest
+import tiny
 from extras import require
 
 import selfparam_jax as sp
@@ -15,6 +17,14 @@ QUESTIONS = (
     "Who was Vessa's first teacher?",
     "What was Orla Tunn's seal called?",
 )
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    """A tiny model whose tokens are bytes, with room for the worked examples of every form."""
+    directory = tmp_path_factory.mktemp("quickstart") / "model"
+    tiny.save_checkpoint(directory, "gqa", max_position_embeddings=4096)
+    return directory
 
 
 def test_the_script_runs(model_dir, monkeypatch, capsys):
