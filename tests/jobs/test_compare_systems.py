@@ -55,8 +55,9 @@ def test_fine_tuned_systems_are_trained_asked_and_resumed(config, tmp_path, monk
 
 def test_a_ruined_system_is_said_to_have_collapsed(config, tmp_path, monkeypatch):
     """The last step at which it was healthy is asked beside it."""
+    config.targets.update(formats="reading", contrast_per_epoch=0, chat_per_epoch=0)
     config.systems = ("ft_s",)
-    config.baselines.ft_s.learning_rate = 3.0
+    config.baselines.ft_s.learning_rate = 30.0
     config.baselines.ft_s.check_every = 1
     config.train.update(epochs=4, warmup=0.9, clip_norm=0.0)
     # Other characters than those that are trained on, which cost more and more.
