@@ -36,10 +36,11 @@ from selfparam_jax.training.inject import (
     bind_directory,
     injection_record,
     read_teacher,
+    student_remat,
     train_adapter,
 )
 from selfparam_jax.training.other_teacher import OtherTeacher
-from selfparam_jax.training.recipe import Recipe, chosen_remat
+from selfparam_jax.training.recipe import Recipe
 from selfparam_jax.training.teacher import Teacher
 from selfparam_jax.training.train_step import Batch
 
@@ -108,8 +109,7 @@ def train_cartridge(
         return [sentence for sentence, _ in after], np.asarray([slot for _, slot in after], np.int64), signal
 
     # The TPU kernel has no gradient for keys that were there before.
-    remat = chosen_remat(recipe.remat, model.config, recipe.train, model.dtype.itemsize)
-    decoder = model.decoder(remat=remat, attention=BLOCKS)
+    decoder = model.decoder(remat=student_remat(model, recipe), attention=BLOCKS)
     student = Student(
         decoder, lambda: first_cartridge(model, documents, prompt, tokens, start, recipe.seed), read_after
     )

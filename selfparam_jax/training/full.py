@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.distributed.mesh import put_same
 from selfparam_jax.models.decoder import Decoder
-from selfparam_jax.training.inject import Student
-from selfparam_jax.training.recipe import Recipe, chosen_remat
+from selfparam_jax.training.inject import Student, student_remat
+from selfparam_jax.training.recipe import Recipe
 from selfparam_jax.training.train_step import Batch
 
 MODULE = "mlp"
@@ -25,8 +25,7 @@ def mlp_student(model: Model, recipe: Recipe) -> Student:
     """
     if model.int8:
         raise ValueError("base_weights = 'int8', expected 'float' to train all weights of the MLPs")
-    remat = chosen_remat(recipe.remat, model.config, recipe.train, model.dtype.itemsize)
-    decoder = model.decoder(remat=remat, attention=model.attention)
+    decoder = model.decoder(remat=student_remat(model, recipe), attention=model.attention)
     return Student(decoder, lambda: put_same(model.mesh, no_deltas(model.params)), read_changed, name=MODULE)
 
 

@@ -372,11 +372,16 @@ def _step_function(
     return (lambda *given: step(*given, continual.basis)) if orthogonal else step
 
 
+def student_remat(model: Model, recipe: Recipe) -> str:
+    """What a student's backward pass computes again (`chosen_remat`)."""
+    return chosen_remat(recipe.remat, model.config, recipe.train, model.dtype.itemsize)
+
+
 def student_decoder(model: Model, recipe: Recipe):
     """The module of the student: the model's, with the adapter's scale and dropout."""
     return model.decoder(
         lora_scale=recipe.lora.scale,
-        remat=chosen_remat(recipe.remat, model.config, recipe.train, model.dtype.itemsize),
+        remat=student_remat(model, recipe),
         attention=model.attention,
         lora_dropout=recipe.lora.dropout,
     )
