@@ -28,7 +28,6 @@ CHAT_TOKENS = 40  # the longest answer in a conversation
 TELL_TOKENS = 128
 CLAIM = 'Is this statement true? "{claim}" Answer with yes or no.'
 TELL = "Tell me what you know about {subject}."
-FEW = 8  # bare questions decoded together
 AS_BEFORE = 0.5  # token F1 with the base's answer from which an answer counts as the same
 
 # Columns of the table, in order: what is asked, and in which form.
@@ -161,17 +160,13 @@ class Asker:
         prefixes = read_prefixes(self.model, self.variables, [start for start in starts if start])
         for start, members in zip(starts, groups.values(), strict=True):
             rows = [prompt.question(asked[i][0]) for i in members]
-            if start:
-                prefix = next(prefixes)
-            else:  # nothing stands before a bare question: its own first token is what is read first
-                answers = self._answer_bare(prompt, rows, answers, members, new_tokens)
-                continue
-            made = self._generate(prompt, form, prefix, rows, new_tokens)
+            made = self._generate(prompt, form, next(prefixes) if start else (), rows, new_tokens)
             for i, ids in zip(members, made, strict=True):
                 answers[i] = _answer_of(prompt, form, ids)
         return answers
 
     def _start(self, prompt: Prompt, form: str, text: str | None) -> tuple[int, ...]:
+        """What is read before a question; for a bare one without a document often nothing."""
         if text is not None:
             return prompt.context_prefix(text)
         return prompt.lone_start if form == "bare" else prompt.start_ids
@@ -180,20 +175,6 @@ class Asker:
         stops = prompt.stop_ids if form == "reading" else prompt.end_ids
         tokens = new_tokens or (CHAT_TOKENS if form == "chat" else SHORT_TOKENS)
         return generate(self.model, self.variables, prefix, rows, tokens, stops, batch_size=self.batch_size)
-
-    def _answer_bare(self, prompt, rows, answers, members, new_tokens):
-        """Answers to rows that nothing precedes: the rows of one first token follow that."""
-        by_first: dict[int, list[int]] = {}
-        for n, row in enumerate(rows):
-            by_first.setdefault(row[0], []).append(n)
-        few = dataclasses.replace(self, batch_size=FEW)
-        for first, chosen in by_first.items():
-            padded = [rows[n][1:] for n in chosen]
-            padded += padded[:1] * (-len(padded) % FEW)  # one shape for all first tokens
-            made = few._generate(prompt, "bare", (first,), padded, new_tokens)
-            for n, ids in zip(chosen, made, strict=False):
-                answers[members[n]] = _answer_of(prompt, "bare", ids)
-        return answers
 
 
 def _answer_of(prompt: Prompt, form: str, ids: Sequence[int]) -> str:

@@ -18,13 +18,14 @@ from jax import lax
 from selfparam_jax.distributed.backend import copies_slices, unstacked
 from selfparam_jax.distributed.ranges import Range, check_ranges
 from selfparam_jax.distributed.watchdog import progressed
-from selfparam_jax.inference.prefix import Prefix, read_prefix, round_up
+from selfparam_jax.inference.prefix import REST, Prefix, nothing_read, read_prefix, round_up
 from selfparam_jax.models.decoder import Decoder, KeyValues, apply_head, constrain, output_head, written
 from selfparam_jax.models.masks import EMPTY, PADDING, SHARED
 
+# Few shapes, so few programs: one takes longer to compile than most batches take to answer.
 PROMPT_BUCKET = 32
-SHORT_PREFIX = 32  # tokens: up to this many, a copy in every row is cheaper than a block of their own
-PREFIX_BUCKET = 8
+NEW_BUCKET = 64
+SHORT_PREFIX = REST  # tokens: up to this many, a copy in every row is cheaper than a block of their own
 ARGMAX_BLOCK = 128
 
 
@@ -187,7 +188,7 @@ def read_token(
     return hidden[:, 0], cache
 
 
-@functools.partial(jax.jit, static_argnames=("model", "new_tokens", "least_tokens", "sampling", "slots"))
+@functools.partial(jax.jit, static_argnames=("model", "room", "sampling", "slots"))
 def decode(
     model: Decoder,
     variables: dict,
@@ -199,8 +200,9 @@ def decode(
     stops: jax.Array,
     rows: jax.Array,
     seed: jax.Array,
-    new_tokens: int,
-    least_tokens: int,
+    new_tokens: jax.Array,
+    least_tokens: jax.Array,
+    room: int,
     sampling: Sampling | None,
     slots: int,
 ) -> tuple[jax.Array, jax.Array]:
@@ -217,18 +219,19 @@ def decode(
       stops: bool [V], tokens that end a row.
       rows: int32 [B], numbers of the rows, for the random keys.
       seed: of the draws.
-      new_tokens: room for new tokens.
-      least_tokens: no stop before this many.
+      new_tokens: int32 [], the most to make, at most `room`.
+      least_tokens: int32 [], no stop before this many.
+      room: tokens for which there is room in every row.
       sampling: None takes the most likely token.
       slots: positions of the prefix's cache that are copied to every row; 0 shares the cache.
 
     Returns:
-      tokens [B, new_tokens], and how many were made until all rows stopped.
+      tokens [B, room], and how many were made until all rows stopped.
     """
     batch, width = prompts.shape
     prompts = constrain(model.sharding, prompts, "rows", None)
     head = output_head(variables["params"], model.config, model.sharding)
-    last, cache = _read_prompts(model, variables, prefix, start, prompts, lengths, new_tokens)
+    last, cache = _read_prompts(model, variables, prefix, start, prompts, lengths, room)
     past, filled = (prefix,), width
     if slots:
         cache, past, filled = _joined(prefix, slots, cache), (), slots + width
@@ -242,7 +245,7 @@ def decode(
         return _draw(logits, sampling, seed, rows, step)
 
     first = pick(last, 0)
-    tokens = jnp.zeros((batch, new_tokens), jnp.int32).at[:, 0].set(first)
+    tokens = jnp.zeros((batch, room), jnp.int32).at[:, 0].set(first)
 
     def unfinished(carry):
         step, _, _, stopped, _ = carry
@@ -287,8 +290,8 @@ def generate(
     Args:
       model: the decoder.
       variables: {'params'} or {'params', 'lora'}.
-      prefix: what every prompt continues: token ids (at least one), which are read once, or a `Prefix` that was read
-        with these variables.
+      prefix: what every prompt continues: token ids, which are read once, or a `Prefix` that was read with these
+        variables. No ids: nothing, so a prompt's own first token is what is read first.
       prompts: token ids, each at least one.
       new_tokens: the most tokens to make per prompt.
       stop_ids: a batch ends early once all its rows have made one of these. The answer includes the id, and also the
@@ -315,22 +318,24 @@ def generate(
             f"model's limit of {limit} (max_position_embeddings); shorten the context"
         )
     if not isinstance(prefix, Prefix):
-        prefix = read_prefix(model, variables, prefix)
+        prefix = read_prefix(model, variables, prefix) if len(prefix) else nothing_read(model)
     apart = layers_apart(variables) if model.sharding is None and copies_slices() else None
-    slots = round_up(prefix_length, PREFIX_BUCKET) if prefix_length <= SHORT_PREFIX else 0
+    slots = SHORT_PREFIX if prefix_length <= SHORT_PREFIX else 0
     stops = np.zeros(model.config.vocab_size, bool)
     stops[list(stop_ids)] = True
     width = round_up(longest, PROMPT_BUCKET)
     answers: list[list[int]] = []
     shards = 1 if model.sharding is None else model.sharding.row_shards  # all get the same number of rows
-    room = round_up(min(batch_size, len(prompts)), shards)
+    # Rows in powers of two: the documents of a job differ in how many questions they have.
+    rows = round_up(min(batch_size, 1 << max(len(prompts) - 1, 0).bit_length()), shards)
     for begin in range(0, len(prompts), batch_size):
         chunk = prompts[begin : begin + batch_size]
-        padded, lengths = _padded(chunk, room, width)
-        numbers = np.arange(begin, begin + room, dtype=np.int32)
+        padded, lengths = _padded(chunk, rows, width)
+        numbers = np.arange(begin, begin + rows, dtype=np.int32)
         tokens, made = decode(
             model, variables, apart, prefix.key_values, np.int32(prefix_length), padded, lengths, stops, numbers,
-            np.uint32(seed), new_tokens, least_tokens, sampling, slots,
+            np.uint32(seed), np.int32(new_tokens), np.int32(least_tokens), round_up(new_tokens, NEW_BUCKET), sampling,
+            slots,
         )  # fmt: skip
         answers.extend(row[: int(made)].tolist() for row in np.asarray(tokens)[: len(chunk)])
         progressed()

@@ -189,6 +189,11 @@ def read_prefixes(model: Decoder, variables: dict, texts: Sequence[Sequence[int]
         yield _continue(model, variables, begun, ids, 0)
 
 
+def nothing_read(model: Decoder) -> Prefix:
+    """What rows continue that nothing precedes: a cache of REST empty positions."""
+    return Prefix(empty_cache(model, REST), ())
+
+
 def read_prefix(model: Decoder, variables: dict, ids: Sequence[int]) -> Prefix:
     """Reads one text that several rows will continue; see `read_prefixes`."""
     return next(read_prefixes(model, variables, [ids]))

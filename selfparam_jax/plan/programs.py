@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from selfparam_jax.distributed import mesh as meshes
 from selfparam_jax.evaluation import drift
-from selfparam_jax.evaluation.questions import PAPER_TOKENS, SHORT_TOKENS
+from selfparam_jax.evaluation.questions import SHORT_TOKENS
 from selfparam_jax.inference import decoding, prefix
 from selfparam_jax.models import lora as adapters
 from selfparam_jax.models.decoder import ModelConfig, output_head
@@ -140,8 +140,8 @@ def _trace_answers(workload, model, lora, context_tokens):
     short = length <= decoding.SHORT_PREFIX
     return decoding.decode.trace(
         decoder, variables, None, cache, _shape(), _shape(rows, decoding.PROMPT_BUCKET), _shape(rows),
-        _shape(model.config.vocab_size, dtype=bool), _shape(rows), _shape(dtype=jnp.uint32), SHORT_TOKENS,
-        PAPER_TOKENS, None, prefix.round_up(length, decoding.PREFIX_BUCKET) if short else 0,
+        _shape(model.config.vocab_size, dtype=bool), _shape(rows), _shape(dtype=jnp.uint32), _shape(),
+        _shape(), prefix.round_up(SHORT_TOKENS, decoding.NEW_BUCKET), None, decoding.SHORT_PREFIX if short else 0,
     )  # fmt: skip
 
 

@@ -121,6 +121,19 @@ def test_the_border_between_prefix_and_prompt_changes_nothing(model, variables, 
     assert moved == free
 
 
+def test_prompts_that_nothing_precedes(model, variables):
+    found = generate(model, variables, (), PROMPTS, NEW)
+    assert found == [tiny.continued(model, variables, prompt, NEW) for prompt in PROMPTS]
+
+
+def test_few_programs(model, variables):
+    """Short beginnings, numbers of prompts and of new tokens share programs."""
+    decoding.decode.clear_cache()
+    for prefix, count, tokens in ((PREFIX, 3, 5), (PREFIX[:1], 4, 40), ((), 3, 24)):
+        generate(model, variables, prefix, (2 * PROMPTS)[1:2] * count, tokens)
+    assert decoding.decode._cache_size() == 1
+
+
 def test_fewer_tokens_are_a_prefix_of_more(model, variables, free):
     assert generate(model, variables, PREFIX, PROMPTS, 1) == [answer[:1] for answer in free]
 
