@@ -13,23 +13,16 @@ def get_config(arg: str = "") -> ConfigDict:
 
     Args:
       arg: "" (the first four example documents), "all" (all eight that are reported on), "development" (four of those
-        on which the recipe was chosen), "quick" (two documents, a few steps), "thorough" (more is learned, and it
-        takes half as long again), "reading" (pairs in the reading format alone: `base.set_reading_recipe`). With
-        documents of your own (`--config.contexts=PATH`) all of them are used.
+        on which the recipe was chosen), "quick" (two documents, a few steps), "reading" (pairs in the reading format
+        alone: `base.set_reading_recipe`). With documents of your own (`--config.contexts=PATH`) all of them are used.
     """
     contexts = {"": "examples:4", "all": "examples", "development": "examples:development:4", "quick": "examples:2"}
-    contexts["thorough"] = contexts["reading"] = contexts[""]
+    contexts["reading"] = contexts[""]
     if arg not in contexts:
         raise ValueError(f"configs/batch.py takes one of {', '.join(map(repr, contexts))}, got {arg!r}")
     config = base.get_config()
     config.job = "batch"
     config.contexts = contexts[arg]
-    if arg == "thorough":
-        config.targets.formats = "reading:0.4,chat:0.6,bare:0.3"
-        config.targets.unrelated_per_epoch = 28
-        config.targets.contrast_per_epoch = 24
-        config.train.epochs = 4
-        config.train.learning_rate = 3e-3
     if arg == "reading":
         base.set_reading_recipe(config)
     if arg == "quick":

@@ -56,7 +56,7 @@ def _make_small_mesh(devices=None, config=None):
 
 meshes.make_mesh = _make_small_mesh
 
-# Files that take longest. They begin first, so that both workers end at about the same time.
+# Files that take longest. They begin first, so that all workers end at about the same time.
 LONGEST = (
     "distributed/test_two_processes.py",
     "distributed/test_mesh.py",
@@ -117,10 +117,10 @@ def shared_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_of_one_module():
-    """Lets go of compiled programs when they map many parts of memory: 65,530 are the limit, 12,000 are 4 GB."""
+    """Lets go of compiled programs when they map many parts of memory: 65,530 are the limit, 8,000 are 2.7 GB."""
     yield
     maps = Path("/proc/self/maps")
-    if not maps.exists() or len(maps.read_bytes().splitlines()) > 12_000:
+    if not maps.exists() or len(maps.read_bytes().splitlines()) > 8_000:
         jax.clear_caches()
         gc.collect()
 

@@ -17,13 +17,13 @@ from selfparam_jax.distributed.backend import copies_slices
 from selfparam_jax.inference.decoding import (
     Sampling,
     highest,
-    layers_apart,
     most_likely,
     read_token,
     split_layers,
 )
 from selfparam_jax.inference.prefix import Prefix, ReadTexts, cache_size, empty_cache, round_up
 from selfparam_jax.models.decoder import Decoder, KeyValues, apply_head, constrain, output_head
+from selfparam_jax.models.unstacked import layers_apart
 
 PIECE = 8  # tokens of a row in one call
 

@@ -19,11 +19,12 @@ import numpy as np
 from selfparam_jax.distributed.backend import copies_slices
 from selfparam_jax.distributed.mesh import fetch
 from selfparam_jax.distributed.ranges import Range, check_ranges
-from selfparam_jax.inference.decoding import highest, layers_apart
+from selfparam_jax.inference.decoding import highest
 from selfparam_jax.models.architecture import LAYER_NORMS, ModelConfig
 from selfparam_jax.models.attention import MASKED
 from selfparam_jax.models.decoder import MLP, Decoder, Projection, RMSNorm, apply_head, output_head
 from selfparam_jax.models.rope import rotary_angles, rotate
+from selfparam_jax.models.unstacked import layers_apart
 
 CHUNK_SIZES = (1, 32, 128)  # a chunk is padded to one of these, or to `chunk_tokens`: few compiled shapes
 

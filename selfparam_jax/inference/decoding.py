@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from selfparam_jax.distributed.backend import copies_slices, unstacked
+from selfparam_jax.distributed.backend import copies_slices
 from selfparam_jax.distributed.ranges import Range, check_ranges
 from selfparam_jax.distributed.watchdog import progressed
 from selfparam_jax.inference.prefix import REST, Prefix, nothing_read, read_prefix, round_up
 from selfparam_jax.models.decoder import Decoder, KeyValues, apply_head, constrain, output_head, written
 from selfparam_jax.models.masks import EMPTY, PADDING, SHARED
+from selfparam_jax.models.unstacked import layers_apart
 
 # Few shapes, so few programs: one takes longer to compile than most batches take to answer.
 PROMPT_BUCKET = 32
@@ -119,16 +120,6 @@ def _read_prompts(model, variables, prefix, start, prompts, lengths, new_tokens)
     read = read.replace(segments=jnp.where(valid, SHARED, EMPTY).astype(jnp.int32))
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     return last, _with_room(read, new_tokens)
-
-
-def layers_apart(variables: dict) -> dict:
-    """The same variables, with those of the layers as a tuple of one tree per layer; views where possible."""
-
-    def cut(tree):
-        leaves, structure = jax.tree.flatten(tree)
-        return tuple(structure.unflatten(own) for own in zip(*map(unstacked, leaves), strict=True))
-
-    return {name: {**tree, "layers": cut(tree["layers"])} for name, tree in variables.items()}
 
 
 def split_layers(read: KeyValues) -> KeyValues:

@@ -21,7 +21,7 @@ LONG_PAIRS = ("refuse", "skip")
 GENERATORS = ("none", "auto", "grounded", "local", "endpoint")
 FORMS = ("chat", "completion")
 FORMAT_NAMES = ("reading", "chat", "bare")
-AUTO, MIX = "auto", "reading:0.35,chat:0.6,bare:0.25"  # what was best on the development documents
+AUTO, MIX = "auto", "reading:0.4,chat:0.6,bare:0.3"  # what was best on the development documents
 LIMIT_NAMES = ("max_tokens", "max_completion_tokens")
 MAY_OMIT = ("temperature", "top_p", "seed")
 
@@ -102,11 +102,11 @@ class TargetConfig:
     tails_per_context: Annotated[int, Range(0, MOST)] = 0
     tail_weight: Annotated[float, WEIGHT] = 1.0
     tail_cut: str = "random"
-    unrelated_per_epoch: Annotated[int, Range(0, MOST)] = 24
+    unrelated_per_epoch: Annotated[int, Range(0, MOST)] = 28
     unrelated_weight: Annotated[float, WEIGHT] = 1.0
     unrelated_tokens: Annotated[int, Range(1, 2**20)] = 48
     unrelated_context: bool = False
-    contrast_per_epoch: Annotated[int, Range(0, MOST)] = 20
+    contrast_per_epoch: Annotated[int, Range(0, MOST)] = 24
     chat_per_epoch: Annotated[int, Range(0, MOST)] = 16
 
     def __post_init__(self):

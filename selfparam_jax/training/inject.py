@@ -24,6 +24,7 @@ from selfparam_jax.distributed import mesh as meshes
 from selfparam_jax.models.decoder import Decoder, output_head
 from selfparam_jax.models.lora import extend_lora, init_lora
 from selfparam_jax.models.parameters import tree_leaves
+from selfparam_jax.models.unstacked import layers_apart, trains_apart
 from selfparam_jax.targets.formats.forms import teacher_prefixes
 from selfparam_jax.targets.kinds import make_targets
 from selfparam_jax.targets.sentences import Sentence, first_slots
@@ -290,14 +291,15 @@ def train_adapter(
             step = meshes.put_same(model.mesh, np.int32(first))
             state = train_step.TrainState(saved["lora"], saved["optimizer"], step)
             logging.info("resuming from step %d of %d", first, plan.steps)
+        apart = _trains_apart(model, student)
         rates = optimizer.learning_rates(train, plan.steps)
         logger = TrainLogger(plan, rates, done, hooks.on_step)
         hooks.on_start(first, plan.steps)
         with hooks.stop_requested(first) as stop_requested:
             state = trainer.fit(
                 state,
-                model.params,
-                _step_function(model, recipe, adamw, continual, student, teacher),
+                layers_apart({"params": model.params})["params"] if apart else model.params,
+                _step_function(model, recipe, adamw, continual, student, teacher, apart),
                 batches.batches(plan, signal, model.mesh, supervised, first, train.accumulate),
                 jax.random.key(recipe.seed),
                 logger.on_metrics,
@@ -348,8 +350,20 @@ def bind_directory(path: pathlib.Path, record: dict, what: str) -> None:
         )
 
 
+def _trains_apart(model: Model, student: Student) -> bool:
+    """Whether the student's steps take the base's layers apart: on one device, an adapter without dropout."""
+    adapter = student.forward is train_step.read_adapted and student.decoder.lora_dropout == 0.0
+    return adapter and student.decoder.sharding is None and trains_apart(model.params)
+
+
 def _step_function(
-    model: Model, recipe: Recipe, adamw, continual: ContinualState, student: Student, teacher: OtherTeacher | None
+    model: Model,
+    recipe: Recipe,
+    adamw,
+    continual: ContinualState,
+    student: Student,
+    teacher: OtherTeacher | None,
+    apart: bool,
 ) -> Callable:
     """The compiled training step; a basis that the adapter is kept orthogonal to, and a teacher's head, are bound."""
     train = recipe.train
@@ -365,6 +379,7 @@ def _step_function(
         model.int8,
         teacher=None if teacher is None else teacher.config,
         forward=student.forward,
+        apart=apart,
     )
     if teacher is not None:
         head = teacher.head

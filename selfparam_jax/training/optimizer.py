@@ -50,14 +50,14 @@ class TrainConfig:
       seed: of the order of the sentences; the run's seed.
     """
 
-    epochs: Annotated[int, Range(1, 100_000)] = 3
+    epochs: Annotated[int, Range(1, 100_000)] = 4
     batch_size: Annotated[int, Range(1, 2**20)] = 2
     accumulate: Annotated[int, Range(1, 2**20)] = 1
     seq_len: Annotated[int, Range(1, 2**20)] = 128
     teacher: str = "stored"
     loss_chunk: Annotated[int, Range(1, 2**20)] = DEFAULT_CHUNK
     pack: bool = True
-    learning_rate: Annotated[float, Range(1e-12, 1e3)] = 3.5e-3
+    learning_rate: Annotated[float, Range(1e-12, 1e3)] = 3e-3
     loraplus_ratio: Annotated[float, FACTOR] = 1.0
     schedule: str = "cosine"
     warmup: Annotated[float, SHARE] = 0.05

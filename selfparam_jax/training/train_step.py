@@ -18,6 +18,7 @@ from selfparam_jax.distributed.mesh import replicated, split_rows
 from selfparam_jax.models.architecture import ModelConfig
 from selfparam_jax.models.decoder import Decoder, Head, constrain, head_weight, output_head
 from selfparam_jax.models.shardings import parameter_shardings
+from selfparam_jax.models.unstacked import adapter_apart
 from selfparam_jax.training.losses import DEFAULT_CHUNK, Signal, chunked_loss
 
 
@@ -75,7 +76,7 @@ def read_adapted(lora: dict, params: dict, batch: Batch, dropout_key: jax.Array,
 
     Args:
       lora: the adapter.
-      params: of the frozen base.
+      params: of the frozen base, stacked, or with the layers apart if the model has no dropout.
       batch: its rows.
       dropout_key: used if the model has dropout on the adapter's inputs.
       model: the student.
@@ -83,6 +84,8 @@ def read_adapted(lora: dict, params: dict, batch: Batch, dropout_key: jax.Array,
     Returns:
       the states, in the model's dtype.
     """
+    if isinstance(params["layers"], tuple):
+        lora = adapter_apart(lora)
     hidden, _ = model.apply(
         {"params": params, "lora": lora},
         batch.input_ids,
@@ -239,6 +242,7 @@ def compile_step(
     int8: bool = False,
     teacher: ModelConfig | None = None,
     forward: Forward = read_adapted,
+    apart: bool = False,
 ) -> Callable:
     """`train_step` jitted over the mesh: rows and weights split, the adapter on every device, the state donated.
 
@@ -255,20 +259,24 @@ def compile_step(
       teacher: architecture of a teacher that is another model: the step then takes a basis (or None) and the head of
         this teacher as its last arguments.
       forward: how the student reads the rows; a function of a module, as programs are kept by it.
+      apart: whether the base's layers are apart (`unstacked.layers_apart`); on one device.
 
     Returns:
       a function of (state, params, batch, key), and the basis if `orthogonal`, to (state, metrics).
     """
     axis_of_rows = int(accumulate > 1)
-    return _compiled_step(model, optimizer.update, mesh, loss, orthogonal, axis_of_rows, int8, teacher, forward)
+    return _compiled_step(
+        model, optimizer.update, mesh, loss, orthogonal, axis_of_rows, int8, teacher, forward, apart
+    )
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled_step(model, update, mesh, loss, orthogonal, axis_of_rows, int8, teacher, forward) -> Callable:
+def _compiled_step(model, update, mesh, loss, orthogonal, axis_of_rows, int8, teacher, forward, apart) -> Callable:
     same, rows = replicated(mesh), split_rows(mesh, axis_of_rows)
     step = functools.partial(train_step, model=model, update=update, loss=loss, forward=forward)
     last: tuple = (same,) if orthogonal else ()
     if teacher is not None:
         last = (same, head_weight(parameter_shardings(mesh, teacher)))
-    given = (same, parameter_shardings(mesh, model.config, int8), rows, same, *last)
+    frozen = same if apart else parameter_shardings(mesh, model.config, int8)
+    given = (same, frozen, rows, same, *last)
     return jax.jit(step, in_shardings=given, out_shardings=(same, same), donate_argnums=0)

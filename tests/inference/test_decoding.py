@@ -16,13 +16,13 @@ from selfparam_jax.inference.decoding import (
     _with_room,
     generate,
     highest,
-    layers_apart,
     most_likely,
 )
 from selfparam_jax.inference.prefix import read_prefix, round_up
 from selfparam_jax.models.decoder import Decoder, KeyValues
 from selfparam_jax.models.lora import LoraConfig, init_lora
 from selfparam_jax.models.masks import EMPTY, SHARED
+from selfparam_jax.models.unstacked import layers_apart
 
 NEW = 9
 

@@ -10,7 +10,7 @@ from selfparam_jax.jobs.settings import JOBS, read_settings
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 ARGUMENTS = {
     "base": [""],
-    "batch": ["", "all", "development", "quick", "thorough", "reading"],
+    "batch": ["", "all", "development", "quick", "reading"],
     "single": ["", "quick"],
     "sequential": ["", "published", "quick"],
     "recommend": ["", "slice", "paper", "quick"],

@@ -12,7 +12,10 @@ from job_inputs import DOCUMENTS, TEXTS, assert_same_adapter, flat_adapter, modi
 from selfparam_jax.data.documents import Document, QAPair, Question
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.distributed import files
+from selfparam_jax.distributed import mesh as meshes
 from selfparam_jax.evaluation.questions import answer_questions
+from selfparam_jax.models import unstacked
+from selfparam_jax.models.lora import LoraConfig
 from selfparam_jax.training import inject as injection
 from selfparam_jax.training.inject import Hooks, Interrupted, inject
 from selfparam_jax.training.recipe import Recipe, chosen_remat
@@ -101,6 +104,40 @@ def test_layers_are_computed_again_only_where_much_would_be_kept(tiny_model):
     assert injection.student_decoder(tiny_model, RECIPE).remat == "none"
     large = dataclasses.replace(RECIPE, train=dataclasses.replace(step, batch_size=2**13))
     assert injection.student_decoder(tiny_model, large).remat == "layers"
+
+
+@pytest.mark.parametrize("changes", [{}, {"remat": "layers", "alpha": 4.0}, {"dropout": 0.1}], ids=str)
+def test_layers_apart_learn_what_stacked_ones_do(tiny_model, changes, monkeypatch):
+    """From a size on, one by one; not with dropout, whose draws are the scan's."""
+    recipe = dataclasses.replace(RECIPE, lora=LoraConfig(rank=4, **{"alpha": 8.0, **_of_adapter(changes)}))
+    recipe = dataclasses.replace(recipe, remat=changes.get("remat", "none"))
+    stacked = inject(tiny_model, documents(), recipe, UNRELATED)
+    seen = []
+    monkeypatch.setattr(unstacked, "LEAST_BYTES", 0)
+    monkeypatch.setattr(injection, "layers_apart", lambda tree: seen.append(1) or unstacked.layers_apart(tree))
+    apart = inject(tiny_model, documents(), recipe, UNRELATED)
+    assert bool(seen) == ("dropout" not in changes)
+    wanted, found = flat_adapter(stacked.lora), flat_adapter(apart.lora)
+    assert wanted.keys() == found.keys()
+    for name in wanted:
+        assert np.abs(wanted[name]).max() > 1e-3, name
+        np.testing.assert_allclose(found[name], wanted[name], atol=2e-5, err_msg=name)
+
+
+def _of_adapter(changes):
+    return {name: value for name, value in changes.items() if name != "remat"}
+
+
+def test_small_layers_are_stacked_and_those_of_several_devices(tiny_model, monkeypatch):
+    student = injection.Student(injection.student_decoder(tiny_model, RECIPE), lambda: None)
+    assert not injection._trains_apart(tiny_model, student)
+    monkeypatch.setattr(unstacked, "LEAST_BYTES", 0)
+    assert injection._trains_apart(tiny_model, student)
+    other = dataclasses.replace(student, forward=lambda *given: None)
+    assert not injection._trains_apart(tiny_model, other)
+    split = dataclasses.replace(tiny_model, mesh=meshes.make_mesh(jax.devices()[:2]))
+    student = injection.Student(injection.student_decoder(split, RECIPE), lambda: None)
+    assert not injection._trains_apart(split, student)
 
 
 def test_answers_sampled_during_training_change_nothing(tiny_model, whole):
