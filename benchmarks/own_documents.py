@@ -28,6 +28,7 @@ GROUPS = flags.DEFINE_integer("groups", 0, "At most this many jobs; 0: all.", lo
 SET = flags.DEFINE_multi_string("set", [], "NAME=VALUE of a setting, such as generator.wordings=2.")
 
 SYSTEMS = ("base_q", "base_cq", "injected")
+FORMS = ("reading", "chat", "bare")  # columns of the job's reach table
 
 
 def run_group(documents: list[Document], directory: pathlib.Path, changes: list[str]) -> dict:
@@ -72,18 +73,21 @@ def _written(directory: pathlib.Path) -> dict:
 
 
 def summarize(results: dict) -> dict:
-    """F1 and the share of answers that contain the gold one, by system, with times in seconds and drift."""
-    scores = {
-        f"{name} {metric}": results["scores"][name][metric] for name in SYSTEMS for metric in ("f1", "contains")
-    }
+    """F1 and the share of answers that contain the gold one, by system and form, with times in seconds and drift."""
+    scores = {f"{name} f1": results["scores"][name]["f1"] for name in SYSTEMS}
+    asked = results["reach"]["systems"]
+    for name in ("base_cq", "injected"):
+        scores |= {f"{name} {form}": asked[name][form] for form in FORMS}
     timing = {name: results["timing"][name] for name in ("teacher_s", "train_s", "total_s")}
-    return {**scores, **timing, "steps": results["steps"], "drift": results["drift"]}
+    drift = results["drift"]
+    rise = drift["perplexity_after"] / drift["perplexity_before"] - 1
+    return {**scores, **timing, "steps": results["steps"], "drift": drift, "rise": rise}
 
 
 def table(rows: list[dict]) -> str:
     """The rows as Markdown, and their mean."""
     header = ["documents", "pairs", "sentences covered", "Base F1", "Base C+Q F1", "F1", "of C+Q"]
-    header += ["C+Q gold contained", "gold contained", "writing", "training", "in all"]
+    header += [*(f"{form} (C+Q)" for form in FORMS), "perplexity", "writing", "training", "in all"]
     lines = ["| " + " | ".join(header) + " |", "| --- " * len(header) + "|"]
     numbers = {name: float(np.mean([row[name] for row in rows])) for name in rows[0] if _is_number(rows[0][name])}
     for row in [*rows, {**numbers, "documents": ["mean"]}]:
@@ -93,7 +97,8 @@ def table(rows: list[dict]) -> str:
             f"{row['covered']:.0f} of {row['sentences']:.0f}",
             *(f"{row[name]:.3f}" for name in ("base_q f1", "base_cq f1", "injected f1")),
             f"{row['injected f1'] / row['base_cq f1']:.2f}" if row["base_cq f1"] else "",
-            *(f"{row[name]:.3f}" for name in ("base_cq contains", "injected contains")),
+            *(f"{row[f'injected {form}']:.3f} ({row[f'base_cq {form}']:.3f})" for form in FORMS),
+            f"{row['rise']:+.1%}".replace("%", " %"),
             *(f"{row[name]:.0f} s" for name in ("write_s", "train_s", "total_s")),
         ]
         lines.append("| " + " | ".join(cells) + " |")
