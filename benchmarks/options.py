@@ -34,6 +34,7 @@ from selfparam_jax.evaluation.drift import measure_drift, read_general
 from selfparam_jax.models.attention import runs_on
 from selfparam_jax.models.decoder import Decoder
 from selfparam_jax.models.lora import init_lora
+from selfparam_jax.models.unstacked import layers_apart
 from selfparam_jax.targets.sentences import Sentence
 from selfparam_jax.training import teacher, teacher_states, train_step
 from selfparam_jax.training.batches import Plan, make_batch
@@ -51,13 +52,14 @@ GENERAL = 24  # texts
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One way to run the step; the fields are those of a configuration."""
+    """One way to run the step; the fields are those of a configuration, and `apart`: the base's layers apart."""
 
     dtype: str = "float32"
     int8: bool = False
     remat: str = "none"
     attention: str = "blocks"
     accumulate: int = 1
+    apart: bool = False
 
     @property
     def base(self) -> tuple[str, bool]:
@@ -67,6 +69,7 @@ class Option:
 
 OPTIONS = {
     "remat=none": Option(),
+    "layers apart": Option(apart=True),
     "remat=products": Option(remat="products"),
     "remat=layers": Option(remat="layers"),
     "train.accumulate=2": Option(accumulate=2),
@@ -98,12 +101,13 @@ class Trained:
 
     def __init__(self, option: Option, base: Model, work: Work, store: teacher_states.Store):
         plan = work.plan
-        self.option, self.params, self.plan, self.store = option, base.params, plan, store
+        self.option, self.plan, self.store = option, plan, store
+        self.params = layers_apart({"params": base.params})["params"] if option.apart else base.params
         self.mesh = mesh.make_mesh(jax.devices()[:1])
         optimizer = make_optimizer(work.config, plan.steps)
         model = Decoder(base.config, jnp.dtype(option.dtype), option.remat, LORA.scale, attention=option.attention)
         parts, int8 = option.accumulate, option.int8
-        step = train_step.compile_step(model, optimizer, self.mesh, accumulate=parts, int8=int8)
+        step = train_step.compile_step(model, optimizer, self.mesh, accumulate=parts, int8=int8, apart=option.apart)
         lora = init_lora(jax.random.key(0), base.params, LORA)
         self.state = mesh.put_same(self.mesh, train_step.init_state(lora, optimizer))
         self.step = step.lower(self.state, self.params, self.batch(0), jax.random.key(0)).compile()

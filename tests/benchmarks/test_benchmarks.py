@@ -179,7 +179,14 @@ def test_options(base, monkeypatch):
     wanted = options.chosen([], 4)
     assert len(wanted) == len(options.OPTIONS) - 2  # neither cuDNN nor a TPU's kernel on a CPU
     rows = {row["option"]: row for row in options.measure(wanted, load, 2, rows=4, length=288)}
-    for name in ("remat=products", "remat=layers", "train.accumulate=2", "train.accumulate=4", "attention=xla"):
+    for name in (
+        "layers apart",
+        "remat=products",
+        "remat=layers",
+        "train.accumulate=2",
+        "train.accumulate=4",
+        "attention=xla",
+    ):
         assert rows[name]["loss_difference"] < 1e-5, name
         assert rows[name]["kl_to_float32"] < 1e-9
     assert rows["remat=layers"]["reserved_bytes"] < rows["remat=none"]["reserved_bytes"]
