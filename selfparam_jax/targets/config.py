@@ -21,7 +21,7 @@ LONG_PAIRS = ("refuse", "skip")
 GENERATORS = ("none", "auto", "grounded", "local", "endpoint")
 FORMS = ("chat", "completion")
 FORMAT_NAMES = ("reading", "chat", "bare")
-AUTO, MIX = "auto", "reading:0.4,chat:0.6,bare:0.3"  # what was best on the development documents
+AUTO, MIX = "auto", "reading:0.4,chat:0.6,bare:0.3"  # chosen on the development documents
 LIMIT_NAMES = ("max_tokens", "max_completion_tokens")
 MAY_OMIT = ("temperature", "top_p", "seed")
 
