@@ -9,15 +9,12 @@ import pathlib
 import zlib
 from collections.abc import Callable, Sequence
 
-import jax.numpy as jnp
-
 from selfparam_jax.data.documents import load_texts
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.distributed.files import write_lines
 from selfparam_jax.inference.decoding import Sampling, generate
-from selfparam_jax.inference.prefix import Prefix, round_up
-from selfparam_jax.models.decoder import Decoder, KeyValues
-from selfparam_jax.models.masks import EMPTY
+from selfparam_jax.inference.prefix import round_up
+from selfparam_jax.models.decoder import Decoder
 
 ROUNDS = 16  # a model that has not given enough different texts after these rounds will not
 
@@ -64,7 +61,7 @@ def sample_texts(
         # Whole batches only: another round then needs no other compiled program.
         starts = [prompt.start_ids] * round_up(missing, rows)
         drawn = generate(
-            model, variables, _nothing_read(model), starts, tokens, prompt.end_ids, batch_size=rows,
+            model, variables, (), starts, tokens, prompt.end_ids, batch_size=rows,
             sampling=sampling, seed=zlib.crc32(f"{seed} {turn}".encode()),
         )  # fmt: skip
         texts = [_text(prompt, ids) for ids in drawn[:missing]]
@@ -81,15 +78,6 @@ def _text(prompt: Prompt, ids: Sequence[int]) -> str:
     """The text of sampled ids up to the first that ends it; a character that was cut off is left out."""
     text, _ = prompt.reply(ids)
     return text.rstrip("\ufffd").strip()
-
-
-def _nothing_read(model: Decoder) -> Prefix:
-    """A prefix of no tokens: what is decoded then begins with its own prompt."""
-    config = model.config
-    shape = (config.num_hidden_layers, 1, config.num_key_value_heads, 1, config.head_dim)
-    positions = jnp.zeros((1, 1), jnp.int32)
-    empty = jnp.zeros(shape, model.dtype)
-    return Prefix(KeyValues(empty, empty, positions, jnp.full_like(positions, EMPTY)), ())
 
 
 def self_sampled(path: str | os.PathLike, make: Callable[[], Sequence[str]]) -> list[str]:

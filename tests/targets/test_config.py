@@ -85,11 +85,11 @@ def test_the_defaults_can_be_made_and_are_those_of_the_recipe():
     """A change of a default changes every run; it is made here, too."""
     assert dataclasses.asdict(TargetConfig()) == {
         "generator": "auto", "qa_per_context": 0, "long_pairs": "refuse", "qa_weight": 1.0, "formats": "auto",
-        "dated": False, "two_step_pairs": 0, "answer_shape": "any", "contrast_per_epoch": 20, "chat_per_epoch": 16,
+        "dated": False, "two_step_pairs": 0, "answer_shape": "any", "contrast_per_epoch": 24, "chat_per_epoch": 16,
         "agreement": "none", "least_agreement": 1.0, "least_confidence": 0.0, "loss_tokens": "answer",
         "answer_supervision": 0.5, "by_confidence": True,
         "tails_per_context": 0, "tail_weight": 1.0, "tail_cut": "random",
-        "unrelated_per_epoch": 24, "unrelated_weight": 1.0, "unrelated_tokens": 48, "unrelated_context": False,
+        "unrelated_per_epoch": 28, "unrelated_weight": 1.0, "unrelated_tokens": 48, "unrelated_context": False,
     }  # fmt: skip
     assert TargetConfig().generator == GeneratorConfig().generator
     derived = [field.name for field in dataclasses.fields(GeneratorConfig) if field.metadata.get("derived")]

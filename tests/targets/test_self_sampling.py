@@ -39,7 +39,7 @@ def prompt():
 def test_what_follows_nothing_is_what_follows_the_row_alone(tiny_model, variables, window):
     model = Decoder(dataclasses.replace(tiny_model.config, sliding_window=window))
     rows = [[0], [0, 7, 30], [9, 5, 4, 40, 41, 42, 43]]
-    found = generate(model, variables, selfsample._nothing_read(model), rows, 9)
+    found = generate(model, variables, (), rows, 9)
     assert found == [tiny.continued(model, variables, row, 9) for row in rows]
     assert len({tuple(answer) for answer in found}) == 3
 
@@ -90,7 +90,7 @@ class Script:
         self.rounds, self.asked = list(rounds), []
 
     def __call__(self, model, variables, prefix, prompts, new_tokens, stop_ids, batch_size, sampling, seed):
-        assert prefix.length == 0
+        assert prefix == ()
         self.asked.append((list(prompts), new_tokens, stop_ids, batch_size, sampling, seed))
         replies = self.rounds.pop(0) if len(self.rounds) > 1 else self.rounds[0]
         return [*replies, *[[60] * 3] * (len(prompts) - len(replies))]  # what fills a batch up
