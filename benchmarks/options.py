@@ -107,7 +107,7 @@ class Trained:
         optimizer = make_optimizer(work.config, plan.steps)
         model = Decoder(base.config, jnp.dtype(option.dtype), option.remat, LORA.scale, attention=option.attention)
         parts, int8 = option.accumulate, option.int8
-        step = train_step.compile_step(model, optimizer, self.mesh, accumulate=parts, int8=int8, apart=option.apart)
+        step = train_step.compile_step(model, optimizer, self.mesh, accumulate=parts, int8=int8)
         lora = init_lora(jax.random.key(0), base.params, LORA)
         self.state = mesh.put_same(self.mesh, train_step.init_state(lora, optimizer))
         self.step = step.lower(self.state, self.params, self.batch(0), jax.random.key(0)).compile()

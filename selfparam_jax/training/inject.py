@@ -291,15 +291,14 @@ def train_adapter(
             step = meshes.put_same(model.mesh, np.int32(first))
             state = train_step.TrainState(saved["lora"], saved["optimizer"], step)
             logging.info("resuming from step %d of %d", first, plan.steps)
-        apart = _trains_apart(model, student)
         rates = optimizer.learning_rates(train, plan.steps)
         logger = TrainLogger(plan, rates, done, hooks.on_step)
         hooks.on_start(first, plan.steps)
         with hooks.stop_requested(first) as stop_requested:
             state = trainer.fit(
                 state,
-                layers_apart({"params": model.params})["params"] if apart else model.params,
-                _step_function(model, recipe, adamw, continual, student, teacher, apart),
+                _frozen_params(model, student),
+                _step_function(model, recipe, adamw, continual, student, teacher),
                 batches.batches(plan, signal, model.mesh, supervised, first, train.accumulate),
                 jax.random.key(recipe.seed),
                 logger.on_metrics,
@@ -350,20 +349,18 @@ def bind_directory(path: pathlib.Path, record: dict, what: str) -> None:
         )
 
 
-def _trains_apart(model: Model, student: Student) -> bool:
-    """Whether the student's steps take the base's layers apart: on one device, an adapter without dropout."""
+def _frozen_params(model: Model, student: Student) -> dict:
+    """The base's parameters as the student's steps take them: its layers apart where that is faster.
+
+    That is possible on one device, for an adapter without dropout.
+    """
     adapter = student.forward is train_step.read_adapted and student.decoder.lora_dropout == 0.0
-    return adapter and student.decoder.sharding is None and trains_apart(model.params)
+    apart = adapter and student.decoder.sharding is None and trains_apart(model.params)
+    return layers_apart({"params": model.params})["params"] if apart else model.params
 
 
 def _step_function(
-    model: Model,
-    recipe: Recipe,
-    adamw,
-    continual: ContinualState,
-    student: Student,
-    teacher: OtherTeacher | None,
-    apart: bool,
+    model: Model, recipe: Recipe, adamw, continual: ContinualState, student: Student, teacher: OtherTeacher | None
 ) -> Callable:
     """The compiled training step; a basis that the adapter is kept orthogonal to, and a teacher's head, are bound."""
     train = recipe.train
@@ -379,7 +376,6 @@ def _step_function(
         model.int8,
         teacher=None if teacher is None else teacher.config,
         forward=student.forward,
-        apart=apart,
     )
     if teacher is not None:
         head = teacher.head

@@ -242,7 +242,6 @@ def compile_step(
     int8: bool = False,
     teacher: ModelConfig | None = None,
     forward: Forward = read_adapted,
-    apart: bool = False,
 ) -> Callable:
     """`train_step` jitted over the mesh: rows and weights split, the adapter on every device, the state donated.
 
@@ -259,24 +258,22 @@ def compile_step(
       teacher: architecture of a teacher that is another model: the step then takes a basis (or None) and the head of
         this teacher as its last arguments.
       forward: how the student reads the rows; a function of a module, as programs are kept by it.
-      apart: whether the base's layers are apart (`unstacked.layers_apart`); on one device.
 
     Returns:
       a function of (state, params, batch, key), and the basis if `orthogonal`, to (state, metrics).
     """
     axis_of_rows = int(accumulate > 1)
-    return _compiled_step(
-        model, optimizer.update, mesh, loss, orthogonal, axis_of_rows, int8, teacher, forward, apart
-    )
+    return _compiled_step(model, optimizer.update, mesh, loss, orthogonal, axis_of_rows, int8, teacher, forward)
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled_step(model, update, mesh, loss, orthogonal, axis_of_rows, int8, teacher, forward, apart) -> Callable:
+def _compiled_step(model, update, mesh, loss, orthogonal, axis_of_rows, int8, teacher, forward) -> Callable:
     same, rows = replicated(mesh), split_rows(mesh, axis_of_rows)
     step = functools.partial(train_step, model=model, update=update, loss=loss, forward=forward)
     last: tuple = (same,) if orthogonal else ()
     if teacher is not None:
         last = (same, head_weight(parameter_shardings(mesh, teacher)))
-    frozen = same if apart else parameter_shardings(mesh, model.config, int8)
+    # On one device the layers may be apart (`unstacked.layers_apart`), and there is nothing to split.
+    frozen = same if mesh.size == 1 else parameter_shardings(mesh, model.config, int8)
     given = (same, frozen, rows, same, *last)
     return jax.jit(step, in_shardings=given, out_shardings=(same, same), donate_argnums=0)

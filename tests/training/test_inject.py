@@ -129,15 +129,17 @@ def _of_adapter(changes):
 
 
 def test_small_layers_are_stacked_and_those_of_several_devices(tiny_model, monkeypatch):
-    student = injection.Student(injection.student_decoder(tiny_model, RECIPE), lambda: None)
-    assert not injection._trains_apart(tiny_model, student)
+    def apart(model, **changes):
+        student = injection.Student(injection.student_decoder(model, RECIPE), lambda: None)
+        found = injection._frozen_params(model, dataclasses.replace(student, **changes))
+        assert isinstance(found["layers"], tuple) or found is model.params
+        return isinstance(found["layers"], tuple)
+
+    assert not apart(tiny_model)
     monkeypatch.setattr(unstacked, "LEAST_BYTES", 0)
-    assert injection._trains_apart(tiny_model, student)
-    other = dataclasses.replace(student, forward=lambda *given: None)
-    assert not injection._trains_apart(tiny_model, other)
-    split = dataclasses.replace(tiny_model, mesh=meshes.make_mesh(jax.devices()[:2]))
-    student = injection.Student(injection.student_decoder(split, RECIPE), lambda: None)
-    assert not injection._trains_apart(split, student)
+    assert apart(tiny_model)
+    assert not apart(tiny_model, forward=lambda *given: None)
+    assert not apart(dataclasses.replace(tiny_model, mesh=meshes.make_mesh(jax.devices()[:2])))
 
 
 def test_answers_sampled_during_training_change_nothing(tiny_model, whole):
