@@ -5,9 +5,10 @@
 Every option trains the embedded model on the same packed rows of one example document; the first keeps everything for
 the backward pass, in float32. The table has the bytes of the base, what XLA reserves beside weights, adapter and
 optimizer (exact, from the compiled program), the median time of a step over that of the first, and how far the losses
-are from the first's. A base in other numbers (bfloat16, int8) is its own teacher; how far it is from the float32 base
-is the mean KL of its next-token distribution on general text. A CPU computes bfloat16 through float32: what it
-reserves and how long it takes there says nothing about an accelerator.
+are from the first's. The options of matmul_precision have the layers apart, as jobs on one CPU device have them. A
+base in other numbers (bfloat16, int8) is its own teacher; how far it is from the float32 base is the mean KL of its
+next-token distribution on general text. With dtype=bfloat16 a CPU computes through float32: what it reserves and how
+long it takes there says nothing about an accelerator.
 """
 
 import dataclasses
@@ -52,7 +53,10 @@ GENERAL = 24  # texts
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One way to run the step; the fields are those of a configuration, and `apart`: the base's layers apart."""
+    """One way to run the step; the fields are those of a configuration, and `apart`: the base's layers apart.
+
+    `matmul` is the setting matmul_precision.
+    """
 
     dtype: str = "float32"
     int8: bool = False
@@ -60,16 +64,19 @@ class Option:
     attention: str = "blocks"
     accumulate: int = 1
     apart: bool = False
+    matmul: str = "float32"
 
     @property
-    def base(self) -> tuple[str, bool]:
-        """How the base is held."""
-        return self.dtype, self.int8
+    def base(self) -> tuple[str, bool, str]:
+        """How the base is held, and multiplied with."""
+        return self.dtype, self.int8, self.matmul
 
 
 OPTIONS = {
     "remat=none": Option(),
     "layers apart": Option(apart=True),
+    "matmul_precision=bfloat16": Option(apart=True, matmul="bfloat16"),
+    "matmul_precision=bfloat16, base_weights=int8": Option(apart=True, matmul="bfloat16", int8=True),
     "remat=products": Option(remat="products"),
     "remat=layers": Option(remat="layers"),
     "train.accumulate=2": Option(accumulate=2),
@@ -102,7 +109,7 @@ class Trained:
     def __init__(self, option: Option, base: Model, work: Work, store: teacher_states.Store):
         plan = work.plan
         self.option, self.plan, self.store = option, plan, store
-        self.params = layers_apart({"params": base.params})["params"] if option.apart else base.params
+        self.params = (layers_apart(base.variables) if option.apart else base.variables)["params"]
         self.mesh = mesh.make_mesh(jax.devices()[:1])
         optimizer = make_optimizer(work.config, plan.steps)
         model = Decoder(base.config, jnp.dtype(option.dtype), option.remat, LORA.scale, attention=option.attention)
@@ -156,7 +163,7 @@ def prepare(options: dict[str, Option], load: Callable, rows: int, length: int) 
     for name, option in options.items():
         if option.base not in bases:
             base = bases[option.base] = load(option)
-            model, variables = Decoder(base.config, jnp.dtype(option.dtype)), {"params": base.params}
+            model, variables = Decoder(base.config, jnp.dtype(option.dtype)), base.variables
             prompt = Prompt("plain", base.tokenizer)
             work = read_work(prompt, rows, length)
             one = mesh.make_mesh(jax.devices()[:1])
@@ -221,7 +228,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
 
     def load(option: Option) -> Model:
-        return load_model(MODEL.value, jnp.dtype(option.dtype), int8=option.int8)
+        return load_model(MODEL.value, jnp.dtype(option.dtype), int8=option.int8, matmul_precision=option.matmul)
 
     rows = measure(chosen(ONLY.value, ROWS.value), load, STEPS.value, ROWS.value, LENGTH.value)
     device = jax.devices()[0]

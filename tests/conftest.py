@@ -214,4 +214,4 @@ def default_model():
         if "could not be downloaded" not in str(error):  # a damaged file is a failure
             raise
         pytest.skip(f"no connection and no cached copy: {error}")
-    return load_model(DEFAULT_MODEL)
+    return load_model(DEFAULT_MODEL, matmul_precision="float32")

@@ -53,7 +53,7 @@ class Retrieved(BaseSystem):
 
     def variables(self) -> dict:
         """Of the model that answers."""
-        return {"params": self.setup.model.params}
+        return self.setup.model.variables
 
     def prepare(self, documents: Sequence[Document]) -> None:
         """Cuts the documents into passages and indexes them."""

@@ -62,7 +62,7 @@ class Summarizer:
         model, prompt, began = self._setup.model, self._prompt, time.perf_counter()
         rows = max(1, min(self._setup.batch_size, BATCH_TOKENS // max(map(len, prompts))))
         made = generate(
-            model.decoder(), {"params": model.params}, prompt.start_ids, prompts, self._new_tokens, prompt.end_ids,
+            model.decoder(), model.variables, prompt.start_ids, prompts, self._new_tokens, prompt.end_ids,
             batch_size=rows,
         )  # fmt: skip
         share = (time.perf_counter() - began) / len(prompts)

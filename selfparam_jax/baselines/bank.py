@@ -36,7 +36,7 @@ class AdapterBank(BaseSystem):
         for place, members in sorted(chosen.items()):
             asked = tuple(documents[d].questions[q] for d, q in members)
             together = [dataclasses.replace(documents[0], questions=asked)]  # it is not read
-            variables = {"params": setup.model.params, "lora": setup.adapters(place)}
+            variables = {**setup.model.variables, "lora": setup.adapters(place)}
             (found,) = answer_questions(decoder, variables, setup.prompt, together, False, setup.batch_size)
             for (d, q), answer in zip(members, found, strict=True):
                 answers[d][q] = answer

@@ -13,7 +13,7 @@ class BaseWithContext(BaseSystem):
     def answer(self, documents: Sequence[Document]) -> list[list[dict]]:
         setup = self.setup
         return answer_questions(
-            setup.model.decoder(), {"params": setup.model.params}, setup.prompt, documents, True, setup.batch_size
+            setup.model.decoder(), setup.model.variables, setup.prompt, documents, True, setup.batch_size
         )
 
 

@@ -14,7 +14,7 @@ class Base(BaseSystem):
     def answer(self, documents: Sequence[Document]) -> list[list[dict]]:
         setup = self.setup
         return answer_questions(
-            setup.model.decoder(), {"params": setup.model.params}, setup.prompt, documents, False, setup.batch_size
+            setup.model.decoder(), setup.model.variables, setup.prompt, documents, False, setup.batch_size
         )
 
 

@@ -81,7 +81,7 @@ class AfterCartridge(BaseSystem):
 
     def __init__(self, setup: Setup):
         super().__init__(setup)
-        self._decoder, self._variables = setup.model.decoder(), {"params": setup.model.params}
+        self._decoder, self._variables = setup.model.decoder(), setup.model.variables
         self._prefix = prefix_of(self._decoder, setup.lora["keys"], setup.lora["values"])
 
     def answer(self, documents: Sequence[Document]) -> list[list[dict]]:
@@ -102,7 +102,7 @@ class AfterCartridge(BaseSystem):
             moved = positions + np.int32(self._prefix.length - start)
             return read_states(self._decoder, self._variables, input_ids, moved, own, index, past)
 
-        return drift_of(read, general, output_head(self.setup.model.params, self.setup.model.config))
+        return drift_of(read, general, output_head(self._variables["params"], self.setup.model.config))
 
 
 SYSTEM = SystemEntry(

@@ -55,7 +55,7 @@ class Changed(BaseSystem):
 
     def __init__(self, setup: Setup, deltas: dict):
         super().__init__(setup)
-        self._variables = {"params": add_deltas(setup.model.params, deltas)}
+        self._variables = dataclasses.replace(setup.model, params=add_deltas(setup.model.params, deltas)).variables
 
     def answer(self, documents: Sequence[Document]) -> list[list[dict]]:
         setup = self.setup

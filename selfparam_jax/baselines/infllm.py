@@ -27,7 +27,7 @@ class InfLLM(BaseSystem):
         """
         super().__init__(setup)
         options = setup.options or InfLLMOptions()
-        self._reader = BlockReader(setup.model.decoder(), setup.model.params, options)
+        self._reader = BlockReader(setup.model.decoder(), setup.model.variables["params"], options)
         self._memory = self._reader.empty()
 
     def prepare(self, documents: Sequence[Document]) -> None:

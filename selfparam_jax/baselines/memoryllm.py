@@ -55,7 +55,7 @@ class MemoryLLM(BaseSystem):
         self._trained, model = loaded.pool, loaded.model
         self._decoder = model.decoder(lora_scale=loaded.lora_scale)
         self._to_write, self._to_read = (
-            {"params": model.params} | ({"lora": adapter} if adapter else {})
+            {**model.variables, **({"lora": adapter} if adapter else {})}
             for adapter in (loaded.writer, loaded.reader)
         )
         self._prompt = Prompt(setup.prompt.format.name, model.tokenizer, model.end_ids)

@@ -26,6 +26,7 @@ from selfparam_jax.distributed.mesh import make_mesh
 from selfparam_jax.models.attention import BLOCKS
 from selfparam_jax.models.decoder import ModelConfig
 from selfparam_jax.models.registry import family_of, make_hf_config, model_config_from_hf
+from selfparam_jax.models.rounding import AUTO
 from selfparam_jax.models.shardings import parameter_shardings
 
 HUB_TIMEOUT_S = 10  # for the hub's first answer
@@ -42,6 +43,7 @@ def load_model(
     int8: bool = False,
     attention: str = BLOCKS,
     date: str = "",
+    matmul_precision: str = AUTO,
 ) -> Model:
     """Loads a model.
 
@@ -56,6 +58,7 @@ def load_model(
       attention: its implementation in training, of `models.attention.ATTENTION`.
       date: the day that a chat template is told if it asks for it, "2026-11-28"; "" is the day on which this process
         first needed one.
+      matmul_precision: of products with the weights where `dtype` is float32, of `models.rounding.PRECISIONS`.
 
     Returns:
       the model, with parameters on the mesh.
@@ -68,7 +71,9 @@ def load_model(
     day = read_date(date)
     model = _load(
         source,
-        _Settings(source, jnp.dtype(dtype), mesh or make_mesh(jax.local_devices()[:1]), int8, attention),
+        _Settings(
+            source, jnp.dtype(dtype), mesh or make_mesh(jax.local_devices()[:1]), int8, attention, matmul_precision
+        ),
         cache_dir,
     )
     model.tokenizer.conversation_date = day
@@ -175,6 +180,7 @@ class _Settings:
     mesh: Mesh
     int8: bool
     attention: str
+    matmul_precision: str
 
 
 def _load_gguf(path: Path, name: str, into: _Settings) -> Model:
@@ -258,6 +264,7 @@ def _assemble(
         into.int8,
         into.source,
         end_ids,
+        matmul_precision=into.matmul_precision,
     )
 
 

@@ -4,7 +4,9 @@ import contextlib
 import contextvars
 import ctypes
 import dataclasses
+import functools
 import os
+import pathlib
 import sys
 from collections.abc import Iterator
 
@@ -101,6 +103,20 @@ def traced_for(other: str) -> Iterator[None]:
     finally:
         _PLATFORM.reset(token)
         jax.clear_caches()
+
+
+def has_matrix_units() -> bool:
+    """Whether this is a processor with units that multiply matrices of bfloat16 (AMX), as Linux names them."""
+    return platform() == "cpu" and "amx_bf16" in _cpu_flags()
+
+
+@functools.cache
+def _cpu_flags() -> frozenset[str]:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # another system
+        return frozenset()
+    return frozenset(next((line.split(":")[1] for line in lines if line.startswith("flags")), "").split())
 
 
 def copies_slices() -> bool:

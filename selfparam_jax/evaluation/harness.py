@@ -86,7 +86,7 @@ class HarnessModel(TemplateLM):
           the number of those just finished.
         """
         super().__init__()
-        variables = {"params": model.params} | ({} if lora is None else {"lora": lora})
+        variables = {**model.variables, **({} if lora is None else {"lora": lora})}
         decoder = model.decoder(**({} if lora is None else {"lora_scale": lora_scale}))
         self._variant = Variant(model.name, decoder, variables)
         self._model, self._progress = model, progress

@@ -116,7 +116,7 @@ class ModelRecommender:
     def recommend(self, dialogues: Sequence[str]) -> Iterator[tuple[int, str, str]]:
         setup = self.setup
         model, prompt = setup.model, recommending_prompt(setup.model)
-        variables = {"params": model.params}
+        variables = model.variables
         decoder = model.decoder()
         if setup.lora is not None:
             variables, decoder = variables | {"lora": setup.lora}, model.decoder(lora_scale=setup.lora_scale)

@@ -116,7 +116,7 @@ def answer_adapted(setup: Setup, lora: dict, scale: float, documents: Sequence[D
     Returns:
       as `questions.answer_questions`.
     """
-    decoder, variables = setup.model.decoder(lora_scale=scale), {"params": setup.model.params, "lora": lora}
+    decoder, variables = setup.model.decoder(lora_scale=scale), {**setup.model.variables, "lora": lora}
     return answer_questions(decoder, variables, setup.prompt, documents, False, setup.batch_size)
 
 
@@ -131,7 +131,7 @@ def drift_adapted(setup: Setup, lora: dict, scale: float, general: General) -> d
     Returns:
       as `drift.measure_drift`.
     """
-    return measure_drift(setup.model.decoder(lora_scale=scale), general, {"params": setup.model.params, "lora": lora})
+    return measure_drift(setup.model.decoder(lora_scale=scale), general, {**setup.model.variables, "lora": lora})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -105,7 +105,7 @@ class Adapter:
         Raises:
           ValueError: an unknown format, or "chat" for a model whose chat template cannot be used for it.
         """
-        variables = {"params": self.model.params, "lora": self.lora}
+        variables = {**self.model.variables, "lora": self.lora}
         decoder = self.model.decoder(lora_scale=self.scale)
         return _answer(self, decoder, variables, question, prompt, max_new_tokens)
 
@@ -146,14 +146,17 @@ class MergedModel:
             raise ValueError("a base in 8 bits is merged when it is saved; ask the adapter, or load the saved model")
         return merge_adapters(adapter.model.params, [(adapter.lora, adapter.scale)])
 
+    @functools.cached_property
+    def _model(self) -> Model:
+        return dataclasses.replace(self.adapter.model, params=self.params)
+
     def ask(self, question: str, prompt: str | None = None, max_new_tokens: int = ANSWER_TOKENS) -> str:
         """Answers a question, as `Adapter.ask` does.
 
         Raises:
           ValueError: the base is in 8 bits; ask the adapter, or load what was saved.
         """
-        decoder, variables = self.adapter.model.decoder(), {"params": self.params}
-        return _answer(self.adapter, decoder, variables, question, prompt, max_new_tokens)
+        return _answer(self.adapter, self._model.decoder(), self._model.variables, question, prompt, max_new_tokens)
 
     def save(self, directory: str | os.PathLike, dtype: str | None = None, form: str = "hf") -> pathlib.Path:
         """Writes the model for other programs, as `selfparam export` does: by default in Hugging Face's layout.

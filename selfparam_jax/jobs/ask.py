@@ -61,13 +61,11 @@ def injected_model(job: Job, index: int, unfinished: bool = False) -> tuple[Mode
 def _asker(job: Job, name: str, model: Model, lora: dict | None) -> Asker:
     """The base, the base with a document, or the injected model (an adapter beside it, or merged and `lora` None)."""
     if name != INJECTED:
-        return Asker(
-            job.model.decoder(), {"params": job.model.params}, job.prompt, 1, with_document=name == "base_cq"
-        )
+        return Asker(job.model.decoder(), job.model.variables, job.prompt, 1, with_document=name == "base_cq")
     if lora is None:
-        return Asker(model.decoder(), {"params": model.params}, job.prompt, 1)
+        return Asker(model.decoder(), model.variables, job.prompt, 1)
     decoder = model.decoder(lora_scale=job.recipe.lora.scale)
-    return Asker(decoder, {"params": model.params, "lora": lora}, job.prompt, 1)
+    return Asker(decoder, {**model.variables, "lora": lora}, job.prompt, 1)
 
 
 def _prepared(job: Job, name: str, lora: dict | None) -> System | None:

@@ -49,7 +49,7 @@ def evaluate_injected(job: Job, documents: Sequence[Document], lora: dict) -> tu
     seconds = time.perf_counter() - began
     if not job.general:
         return answers, NOT_MEASURED, seconds
-    variables = {"params": job.model.params, "lora": lora}
+    variables = {**job.model.variables, "lora": lora}
     decoder = job.model.decoder(lora_scale=job.recipe.lora.scale)
     with announced("measuring drift on general text"):
         return answers, measure_drift(decoder, job.general_text, variables), seconds

@@ -95,8 +95,7 @@ class Job:
     @functools.cached_property
     def general_text(self) -> drift.General:
         """The general text as the base reads it: once for all that is measured against it."""
-        variables = {"params": self.model.params}
-        return drift.read_general(self.model.decoder(), variables, self.prompt, self.general)
+        return drift.read_general(self.model.decoder(), self.model.variables, self.prompt, self.general)
 
     @property
     def record(self) -> dict:
@@ -243,6 +242,7 @@ def read_documents(
             mesh,
             int8=settings.int8,
             attention=settings.attention,
+            matmul_precision=settings.matmul_precision,
             date=settings.date,
         )
     )

@@ -54,8 +54,8 @@ def measure_reach(
         records = answer_records(documents, known[system]) if system in known else []
         return {(record["context"], record["question"]): record["answer"] for record in records}
 
-    decoder, base = model.decoder(), {"params": model.params}
-    injected = model.decoder(lora_scale=scale), base | {"lora": lora}
+    decoder, base = model.decoder(), model.variables
+    injected = model.decoder(lora_scale=scale), {**base, "lora": lora}
     askers = {
         "base": reach.Asker(decoder, base, prompt, batch_size, known=answers_of("base_q")),
         "base_cq": reach.Asker(decoder, base, prompt, batch_size, True, answers_of("base_cq")),

@@ -71,6 +71,7 @@ def run_recommend(job: Job, began: float) -> dict:
         "job": job.settings.job,
         "model": job.model.name,
         "prompt": job.recipe.prompt,
+        "matmul_precision": job.model.matmul_dtype,
         "num_contexts": len(job.documents),
         "num_questions": 0,
         "systems": [entry.record() for entry in entries],
@@ -149,7 +150,7 @@ def measure(job: Job, done: Injection | None) -> dict:
     if not job.general or done is None:
         return NOT_MEASURED
     decoder = job.model.decoder(lora_scale=job.recipe.lora.scale)
-    return measure_drift(decoder, job.general_text, {"params": job.model.params, "lora": done.lora})
+    return measure_drift(decoder, job.general_text, {**job.model.variables, "lora": done.lora})
 
 
 def collect_replies(job: Job, entry: RecommenderEntry, turns: Sequence[Turn], done: Injection | None) -> list[Reply]:

@@ -62,6 +62,7 @@ def write_results(
         "job": job.settings.job,
         "model": job.model.name,
         "prompt": job.recipe.prompt,
+        "matmul_precision": job.model.matmul_dtype,
         "num_contexts": len(sources),
         "num_questions": sum(len(document.questions) for document in job.documents),
         "systems": [_system_record(name, bool(split)) for name in SYSTEMS if name in answers or name in measured],

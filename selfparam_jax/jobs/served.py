@@ -211,9 +211,9 @@ class ServedModels:
     def _variant(self, name: str, lora: dict | None = None, scale: float = 1.0) -> Variant:
         model = self.opened.model
         if lora is None:
-            return Variant(name, model.decoder(), {"params": model.params})
+            return Variant(name, model.decoder(), model.variables)
         lora = meshes.put_same(model.mesh, lora)
-        return Variant(name, model.decoder(lora_scale=scale), {"params": model.params, "lora": lora})
+        return Variant(name, model.decoder(lora_scale=scale), {**model.variables, "lora": lora})
 
     def _choice(self, ids: tuple[str, ...]) -> Variant:
         """The base with some of the ledger's entries.

@@ -23,6 +23,8 @@ from selfparam_jax.evaluation.reach import LEVELS
 from selfparam_jax.evaluation.recommenders import RecommendConfig
 from selfparam_jax.models.attention import ATTENTION, BLOCKS
 from selfparam_jax.models.lora import LoraConfig
+from selfparam_jax.models.rounding import AUTO as AUTO_PRECISION
+from selfparam_jax.models.rounding import PRECISIONS
 from selfparam_jax.sequential.config import SequentialConfig
 from selfparam_jax.targets.config import EndpointConfig, GeneratorConfig, TargetConfig
 from selfparam_jax.training.optimizer import TrainConfig
@@ -120,6 +122,10 @@ class Settings:
       base_weights: how the frozen base is held: "float" (in `dtype`), or "int8": the kernels of its layers in 8 bits,
         half of what bfloat16 takes (needs the extra `int8`; not for job "sequential"). The adapter is merged into the
         base in its own dtype.
+      matmul_precision: of products with the frozen weights where `dtype` is float32. "bfloat16" (one device) rounds
+        weights and activations as they are multiplied, and sums in float32; it needs half the weights' memory on top.
+        "auto": bfloat16 on processors that have matrix units for it (AMX), where it is several times as fast, else
+        float32.
       remat: what the backward pass computes again instead of storing it: "layers" (all of a layer: the least memory),
         "products" (all but the products with weights), "none" (nothing: the fastest where memory suffices). "auto":
         "none" where a step keeps about 1 GiB at most, else "layers".
@@ -173,6 +179,7 @@ class Settings:
     date: str = ""
     dtype: str = "float32"
     base_weights: str = "float"
+    matmul_precision: str = AUTO_PRECISION
     remat: str = AUTO_REMAT
     attention: str = BLOCKS
     compilation_cache: bool = True
@@ -205,6 +212,7 @@ class Settings:
             ("dtype", DTYPES),
             ("export_dtype", (*DTYPES, "")),
             ("base_weights", BASE_WEIGHTS),
+            ("matmul_precision", PRECISIONS),
             ("attention", ATTENTION),
         ):
             if getattr(self, name) not in allowed:

@@ -155,7 +155,7 @@ def draw_unrelated(
     """
 
     def draw() -> list[str]:
-        variables = {"params": model.params}
+        variables = model.variables
         tokens = recipe.targets.unrelated_tokens
         with announced(f"drawing {count} unrelated texts from the model itself"):
             return sample_texts(model.decoder(), variables, prompt, count, tokens, recipe.seed, batch_size=batch_size)

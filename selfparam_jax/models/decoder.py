@@ -130,23 +130,26 @@ class Int8Kernel:
     Attributes:
       values: int8 [..., D, F].
       scale: float32 [..., 1, F], one per output channel, so that it may follow the product.
+      operands: dtype that activations and values are multiplied in; "" is that of the activations.
     """
 
     values: jax.Array
     scale: jax.Array
+    operands: str = flax.struct.field(pytree_node=False, default="")
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.values.shape
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def int8_product(
     x: jax.Array,
     values: jax.Array,
     scale: jax.Array,
     sharding: ActivationSharding | None,
     axes: tuple[str | None, str | None],
+    operands: str = "",
 ) -> jax.Array:
     """x @ (values * scale) in float32, for the parts of an `Int8Kernel`, which get no gradient.
 
@@ -159,29 +162,65 @@ def int8_product(
       scale: float32 [1, F].
       sharding: of activations on several devices, or None.
       axes: names of the kernel's axes in the product.
+      operands: dtype of both sides of the product; "" is that of x.
 
     Returns:
       float32 [B, T, F].
     """
-    return _int8_forward(x, values, scale, sharding, axes)[0]
+    return _int8_forward(x, values, scale, sharding, axes, operands)[0]
 
 
-def _int8_forward(x, values, scale, sharding, axes):
-    whole = constrain(sharding, values, *axes).astype(x.dtype)
-    y = jnp.einsum("btd,df->btf", x, whole, preferred_element_type=jnp.float32)
+def _int8_forward(x, values, scale, sharding, axes, operands):
+    y = _contract(x, constrain(sharding, values, *axes).astype(operands or x.dtype), 0)
     # x itself is not needed: only its dtype.
     return y * scale[None], (values, scale, jnp.zeros((), x.dtype))
 
 
-def _int8_backward(sharding, axes, residuals, gradient):
+def _int8_backward(sharding, axes, operands, residuals, gradient):
     values, scale, like = residuals
-    whole = constrain(sharding, values, *axes).astype(like.dtype)
-    scaled = (gradient * scale[None]).astype(like.dtype)
-    to_x = jnp.einsum("btf,df->btd", scaled, whole, preferred_element_type=jnp.float32)
+    whole = constrain(sharding, values, *axes).astype(operands or like.dtype)
+    to_x = _contract(gradient * scale[None], whole, 1)
     return to_x.astype(like.dtype), None, None
 
 
 int8_product.defvjp(_int8_forward, _int8_backward)
+
+
+def is_rounded(weight: jax.Array, dtype: Any) -> bool:
+    """Whether products of a frozen weight with activations of a dtype are rounded to the weight's (`rounding`)."""
+    return weight.dtype == jnp.bfloat16 and jnp.dtype(dtype) == jnp.float32
+
+
+@jax.custom_vjp
+def rounded_product(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """x @ weight, both operands in the weight's dtype, the sum in float32; the weight gets no gradient.
+
+    The gradient is such a product too; derived, it would be one in float32 with a weight that is converted for it.
+
+    Args:
+      x: float32 [..., D].
+      weight: bfloat16 [D, F].
+
+    Returns:
+      float32 [..., F].
+    """
+    return _contract(x, weight, 0)
+
+
+def _contract(x, weight, axis):
+    """The product over the last axis of x and one of the weight's."""
+    # A vector times a matrix of bfloat16 takes four times as long on CPU as two rows do.
+    alone = x.size == x.shape[-1] and is_rounded(weight, x.dtype)
+    rows = jnp.concatenate([x, x]) if alone else x
+    axes = ((x.ndim - 1,), (axis,)), ((), ())
+    y = lax.dot_general(rows.astype(weight.dtype), weight, axes, preferred_element_type=jnp.float32)
+    return y[:1] if alone else y
+
+
+rounded_product.defvjp(
+    lambda x, weight: (_contract(x, weight, 0), weight),
+    lambda weight, gradient: (_contract(gradient, weight, 1), None),
+)
 
 
 class Projection(nn.Module):
@@ -199,7 +238,9 @@ class Projection(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.normal(0.02), shape)
         if isinstance(kernel, Int8Kernel):
-            y = int8_product(x, kernel.values, kernel.scale, self.sharding, self.axes)
+            y = int8_product(x, kernel.values, kernel.scale, self.sharding, self.axes, kernel.operands)
+        elif is_rounded(kernel, x.dtype):
+            y = rounded_product(x, kernel)
         else:
             y = jnp.einsum("btd,df->btf", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
         if self.use_bias:
@@ -489,8 +530,8 @@ def head_matrix(head: Head) -> jax.Array:
 
 def apply_head(hidden: jax.Array, head: Head) -> jax.Array:
     """Float32 logits [..., V] of hidden states [..., D] under the head [V, D]."""
-    weight = head_matrix(head).astype(hidden.dtype)
-    logits = jnp.einsum("...d,vd->...v", hidden, weight, preferred_element_type=jnp.float32)
+    weight = head_matrix(head)
+    logits = _contract(hidden, weight if is_rounded(weight, hidden.dtype) else weight.astype(hidden.dtype), 1)
     return head.softcap * jnp.tanh(logits / head.softcap) if isinstance(head, CappedHead) else logits
 
 

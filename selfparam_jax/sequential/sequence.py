@@ -108,7 +108,7 @@ class SequenceSetup:
     @functools.cached_property
     def general_text(self) -> drift.General:
         """The general text as the base reads it: once for all models that are measured against it."""
-        variables = {"params": self.base.params}
+        variables = self.base.variables
         return drift.read_general(self.base.decoder(), variables, self.prompt, self.general)
 
 
@@ -269,7 +269,7 @@ def inject_next(
 def _answer_as_teacher(setup: SequenceSetup, now: Model, documents: Sequence[Document]) -> list[list[dict]]:
     """What the model as it stands, or another that teaches, answers with the document in the prompt."""
     model = now if setup.teacher is None else setup.teacher.model()
-    variables = {"params": model.params}
+    variables = model.variables
     return questions.answer_questions(model.decoder(), variables, setup.prompt, documents, True, setup.batch_size)
 
 
@@ -335,7 +335,7 @@ def _self_generated_pairs(
     path = directory / "self_generated.jsonl"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        pairs = generate_replay_pairs(now.decoder(), {"params": now.params}, setup.prompt, count, seed)
+        pairs = generate_replay_pairs(now.decoder(), now.variables, setup.prompt, count, seed)
         files.write_lines(path, map(dataclasses.asdict, pairs), sealed=True)
     return [QAPair(**line) for line in files.read_lines(path)]
 
@@ -375,7 +375,7 @@ def evaluate_model(setup: SequenceSetup, model: Model, documents: Sequence[Docum
       base; "seconds" that it took.
     """
     began = time.perf_counter()
-    variables = {"params": model.params}
+    variables = model.variables
     answers = questions.answer_questions(
         model.decoder(), variables, setup.prompt, documents, with_context=False, batch_size=setup.batch_size
     )

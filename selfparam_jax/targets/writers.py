@@ -167,7 +167,9 @@ def _grounded(config: GeneratorConfig, *_) -> _Open:
 def _local(config: GeneratorConfig, model: Model | None, _) -> _Open:
     if model is None:
         raise ValueError(f"targets.generator = {config.generator!r} without a model in memory; load one")
-    writer = LocalWriter(model.name, model.decoder(), model.params, model.tokenizer, config, model.end_ids)
+    writer = LocalWriter(
+        model.name, model.decoder(), model.variables["params"], model.tokenizer, config, model.end_ids
+    )
     return lambda path: contextlib.nullcontext(writer)
 
 

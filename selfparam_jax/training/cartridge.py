@@ -189,7 +189,7 @@ def first_cartridge(
     Raises:
       ValueError: a document is longer than the model can read.
     """
-    decoder, variables = model.decoder(), {"params": model.params}
+    decoder, variables = model.decoder(), model.variables
     texts = [document.text for document in documents]
     passages = [prompt.context_prefix(text)[prompt.context_span(text)[0] :] for text in texts]
     if start == "document":
@@ -221,7 +221,7 @@ def _spaced(model: Model, texts: Sequence[tuple[int, ...]], prompt: Prompt, toke
     rest, count = where[1:], min(tokens, len(where)) - 1
     chosen = where[:1] + [rest[(n + 1) * len(rest) // count - 1] for n in range(count)]
     parts = []
-    for n, read in enumerate(read_prefixes(model.decoder(), {"params": model.params}, texts)):
+    for n, read in enumerate(read_prefixes(model.decoder(), model.variables, texts)):
         at = [at for text, at in chosen if text == n]
         parts.append([fetch(x)[..., at, :] for x in (read.key_values.keys, read.key_values.values)])
     keys, values = (np.concatenate(arrays, axis=3) for arrays in zip(*parts, strict=True))

@@ -26,7 +26,9 @@ def mlp_student(model: Model, recipe: Recipe) -> Student:
     if model.int8:
         raise ValueError("base_weights = 'int8', expected 'float' to train all weights of the MLPs")
     decoder = model.decoder(remat=student_remat(model, recipe), attention=model.attention)
-    return Student(decoder, lambda: put_same(model.mesh, no_deltas(model.params)), read_changed, name=MODULE)
+    return Student(
+        decoder, lambda: put_same(model.mesh, no_deltas(model.params)), read_changed, name=MODULE, frozen=False
+    )
 
 
 def no_deltas(params: dict) -> dict:

@@ -146,12 +146,14 @@ class Student:
       start: gives the tree that training starts from, float32.
       forward: how the decoder reads rows with such a tree.
       name: what is trained, in the record of an injection.
+      frozen: whether the base's weights stay; False if what is trained is added to them before they are multiplied.
     """
 
     decoder: Decoder
     start: Callable[[], dict]
     forward: train_step.Forward = train_step.read_adapted
     name: str = ""
+    frozen: bool = True
 
 
 def inject(
@@ -350,13 +352,16 @@ def bind_directory(path: pathlib.Path, record: dict, what: str) -> None:
 
 
 def _frozen_params(model: Model, student: Student) -> dict:
-    """The base's parameters as the student's steps take them: its layers apart where that is faster.
+    """The base's parameters as the student's steps take them: rounded or not, its layers apart where that is faster.
 
-    That is possible on one device, for an adapter without dropout.
+    Weights that are trained themselves are never rounded. Layers can be apart on one device, for an adapter without
+    dropout.
     """
+    if not student.frozen:
+        return model.params
     adapter = student.forward is train_step.read_adapted and student.decoder.lora_dropout == 0.0
     apart = adapter and student.decoder.sharding is None and trains_apart(model.params)
-    return layers_apart({"params": model.params})["params"] if apart else model.params
+    return (layers_apart(model.variables) if apart else model.variables)["params"]
 
 
 def _step_function(
@@ -465,7 +470,7 @@ def teacher_reader(model: Model, prompt: Prompt, recipe: Recipe) -> Reader:
     identity = f"{model.fingerprint} {'int8' if model.int8 else 'float'}"
     return Reader(
         model.decoder(),
-        {"params": model.params},
+        model.variables,
         identity,
         tuple(prompt.start_ids),
         model.mesh,
@@ -524,7 +529,9 @@ def read_teacher(
         signal = teacher_store(reader, prefixes, sentences, place, progress=progress)
     least = recipe.targets.least_confidence
     if least > 0:
-        confidence = answer_confidence(output_head(teaches.params, teaches.config), signal, sentences, slots)
+        confidence = answer_confidence(
+            output_head(teaches.variables["params"], teaches.config), signal, sentences, slots
+        )
         chosen = confident(sentences, confidence, least)
         logging.info(
             "the teacher is confident of %d of %d sentences; the others are left out", len(chosen), len(sentences)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from selfparam_jax.models.decoder import Head, apply_head, head_matrix, slope_before_cap
+from selfparam_jax.models.decoder import Head, apply_head, head_matrix, is_rounded, slope_before_cap
 
 DEFAULT_CHUNK = 128
 
@@ -147,10 +147,11 @@ def _over_chunks(student, head, teacher_head, signal, temperature, chunk, by_con
         losses, slope = _chunk_terms(part(student), head, teacher_head, valid, *pieces, temperature, by_confidence)
         if with_gradient:
             # A product in the head's dtype: a float32 copy of the head would cost as much as the head itself.
+            weight = head_matrix(head)
+            dtype = weight.dtype if is_rounded(weight, student.dtype) else student.dtype
             slope = jnp.einsum(
-                "mv,vd->md", slope.astype(student.dtype), head_matrix(head).astype(student.dtype),
-                preferred_element_type=jnp.float32,
-            )  # fmt: skip
+                "mv,vd->md", slope.astype(dtype), weight.astype(dtype), preferred_element_type=jnp.float32
+            )
             slope = slope.astype(student.dtype).reshape(groups, chunk, width)
             gradient = lax.dynamic_update_slice_in_dim(gradient, slope, begin, axis=1)
         return total + losses, gradient

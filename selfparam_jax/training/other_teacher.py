@@ -88,7 +88,7 @@ class OtherTeacher:
                     f"the teacher {model.name!r} is on other devices than the student {self._student.name!r}, "
                     "expected the same mesh; load both with the same `mesh`, or give the teacher by its name"
                 )
-            head = output_head(model.params, model.config)
+            head = output_head(model.variables["params"], model.config)
             record = {"fingerprint": model.fingerprint, "dtype": str(model.dtype), "int8": model.int8}
             if self._kept is not None and self._kept[2] != record:
                 raise ValueError(

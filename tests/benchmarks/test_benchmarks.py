@@ -172,7 +172,8 @@ def test_options(base, monkeypatch):
 
     def load(option):
         params = jax.tree.map(lambda leaf: leaf.astype(option.dtype), base.params)
-        return dataclasses.replace(base, params=tiny.rounded(params) if option.int8 else params)
+        params = tiny.rounded(params) if option.int8 else params
+        return dataclasses.replace(base, params=params, matmul_precision=option.matmul)
 
     assert list(options.chosen(["accumulate=2"], 4)) == ["remat=none", "train.accumulate=2"]
     assert list(options.chosen(["accumulate"], 2)) == ["remat=none", "train.accumulate=2"]
@@ -195,5 +196,7 @@ def test_options(base, monkeypatch):
     # Nothing of the base is kept in float for the backward pass.
     assert rows["base_weights=int8"]["reserved_bytes"] < 1.02 * rows["remat=none"]["reserved_bytes"]
     assert rows["base_weights=int8"]["base_bytes"] < rows["remat=none"]["base_bytes"]
+    assert 0 < rows["matmul_precision=bfloat16"]["loss_difference"] < 1e-2
+    assert 0 < rows["matmul_precision=bfloat16"]["kl_to_float32"] < rows["base_weights=int8"]["kl_to_float32"]
     assert rows["dtype=bfloat16"]["base_bytes"] == rows["remat=none"]["base_bytes"] / 2
     assert len(options.table(list(rows.values())).splitlines()) == 2 + len(rows)
