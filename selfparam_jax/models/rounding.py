@@ -30,7 +30,7 @@ def check_precision(precision: str, devices: int) -> None:
 
 
 def rounds_products(precision: str, params: dict, dtype: Any, devices: int = 1) -> bool:
-    """Whether products with a model's weights are rounded to bfloat16.
+    """Whether products with a model's weights are to be rounded to bfloat16.
 
     Args:
       precision: of `PRECISIONS`. "auto" rounds where that is faster: on one device that is a processor with matrix
@@ -38,6 +38,9 @@ def rounds_products(precision: str, params: dict, dtype: Any, devices: int = 1) 
       params: the model's, or their shapes.
       dtype: of its activations; products of bfloat16 need no rounding.
       devices: that hold the model.
+
+    Returns:
+      True if they are.
     """
     if precision == "float32" or jnp.dtype(dtype) != jnp.float32:
         return False

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import tiny_bert
-from extras import require
+from extras import need, require
 
 from selfparam_jax.baselines import _clustering, _summaries
 from selfparam_jax.baselines._clustering import ClusterOptions, divide, mixture_clusters, reduce_with_umap
@@ -18,7 +18,7 @@ from selfparam_jax.data.documents import Document, Question
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.evaluation.systems import Setup
 
-require("sklearn")
+need("sklearn")
 
 WORDS = ["ava", "bor", "river", "mill", "tower", "has", "a"]
 FACTS = ("river", "mill", "tower")

@@ -16,18 +16,16 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from extras import require
+from extras import Later, need
+from safetensors.numpy import save_file
 
 from selfparam_jax.models.decoder import Decoder, apply_head, head_weight
 from selfparam_jax.models.lora import MODULES
 from selfparam_jax.training.losses import kl_from_logits
 
-torch = require("torch")
-require("peft")
-
-from safetensors.numpy import save_file  # noqa: E402
-
-peer_torch = tiny.benchmark("peer_torch")
+torch = need("torch")
+need("peft")
+peer_torch = Later(lambda: tiny.benchmark("peer_torch"))
 
 # PEFT asks for it by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -3,23 +3,20 @@
 import numpy as np
 import pytest
 import tiny
-from extras import require
+from extras import need, require
 from harness_tasks import write_tasks
 
-require("lm_eval")
-from lm_eval import simple_evaluate  # noqa: E402
-from lm_eval.api.instance import Instance  # noqa: E402
-from lm_eval.tasks import TaskManager  # noqa: E402
+from selfparam_jax.checkpoints.load import load_model
 
-from selfparam_jax.checkpoints.load import load_model  # noqa: E402
-from selfparam_jax.evaluation.harness import HarnessModel  # noqa: E402
+lm_eval, instance, tasks = need("lm_eval"), need("lm_eval.api.instance"), need("lm_eval.tasks")
+harness = need("selfparam_jax.evaluation.harness")
 
 LENGTH = 64  # all that the tiny model reads
 LONG = "The river and the town of the thing in the land and another 12 the and. " * 4
 
 
 def instances(kind, arguments):
-    return [Instance(kind, {}, each, 0) for each in arguments]
+    return [instance.Instance(kind, {}, each, 0) for each in arguments]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +28,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ours(checkpoint):
-    return HarnessModel(load_model(checkpoint), batch_size=4)
+    return harness.HarnessModel(load_model(checkpoint), batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +114,11 @@ def test_tasks_have_their_scores(ours, theirs, tmp_path, monkeypatch):
     folder = write_tasks(tmp_path)
     scores = []
     for model in (ours, theirs):
-        manager = TaskManager(include_path=str(folder), include_defaults=False)
+        manager = tasks.TaskManager(include_path=str(folder), include_defaults=False)
         names = ["local_choice", "local_answer"]
-        found = simple_evaluate(model, tasks=names, task_manager=manager, bootstrap_iters=0, log_samples=False)
+        found = lm_eval.simple_evaluate(
+            model, tasks=names, task_manager=manager, bootstrap_iters=0, log_samples=False
+        )
         scores.append({(task, name): value for task, row in found["results"].items() for name, value in row.items()})
     assert scores[0].keys() == scores[1].keys()
     for name, value in scores[0].items():  # the Brier score averages probabilities of float32

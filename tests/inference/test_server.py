@@ -8,7 +8,7 @@ import urllib.request
 
 import jax
 import pytest
-from extras import require
+from extras import need
 from serving import serving
 
 from selfparam_jax.data.chat_templates import conversation_ids
@@ -20,8 +20,8 @@ from selfparam_jax.inference.openai_requests import Limits
 from selfparam_jax.inference.replies import Texts
 from selfparam_jax.models.lora import LoraConfig, init_lora
 
-openai = require("openai")
-require("fastapi")
+openai = need("openai")
+need("fastapi")
 
 NEW = 12
 TURNS = [{"role": "user", "content": "Where?"}]

@@ -12,7 +12,7 @@ import urllib.request
 import jax
 import numpy as np
 import pytest
-from extras import require
+from extras import need, require
 from serving import serving
 
 from selfparam_jax.baselines.registry import SYSTEMS
@@ -34,7 +34,7 @@ from selfparam_jax.sequential.ledger import Ledger, write_composed
 from selfparam_jax.training.checkpoints import Checkpoints
 from selfparam_jax.training.recipe import Recipe
 
-require("fastapi")
+need("fastapi")
 
 
 @pytest.fixture(scope="module", autouse=True)

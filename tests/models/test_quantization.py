@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from extras import require
+from extras import need
 
 from selfparam_jax.checkpoints.export import save_safetensors
 from selfparam_jax.checkpoints.tensors import load_params
@@ -25,7 +25,7 @@ from selfparam_jax.training import train_step
 from selfparam_jax.training.losses import Signal
 from selfparam_jax.training.optimizer import TrainConfig, make_optimizer
 
-require("qwix")
+need("qwix")
 
 
 def is_rounded(leaf):
