@@ -30,6 +30,7 @@ from selfparam_jax.checkpoints.default_model import DEFAULT_MODEL
 from selfparam_jax.checkpoints.load import load_model
 from selfparam_jax.data.resources import resource
 from selfparam_jax.distributed import files
+from selfparam_jax.models.rounding import PRECISIONS
 
 BATCHES = flags.DEFINE_list("batches", ["1", "8", "32"], "Rows decoded together.")
 NEW_TOKENS = flags.DEFINE_integer(
@@ -37,6 +38,7 @@ NEW_TOKENS = flags.DEFINE_integer(
 )
 REPEATS = flags.DEFINE_integer("repeats", 3, "Measured calls per process.", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "Where the results go (JSON).")
+MATMUL = flags.DEFINE_enum("matmul_precision", "float32", PRECISIONS, "Ours: config.matmul_precision.")
 CHILD = flags.DEFINE_enum("child", None, ["ours", "transformers_f32", "transformers_bf16"], "Set by the driver only.")
 DIRECTORY = flags.DEFINE_string("directory", None, "The exported model; set by the driver only.")
 
@@ -60,10 +62,9 @@ def make_prompts(tokenizer, count: int) -> list[list[int]]:
 def our_generate(directory: str, batch: int, new_tokens: int) -> Callable[[], list[list[int]]]:
     """One call of this project's `generate`; the shared prefix is the beginning-of-text token alone."""
     from selfparam_jax.inference.decoding import generate
-    from selfparam_jax.models.decoder import Decoder
 
-    base = load_model(directory)
-    model, variables = Decoder(base.config), {"params": base.params}
+    base = load_model(directory, matmul_precision=MATMUL.value)
+    model, variables = base.decoder(), base.variables
     prompts = make_prompts(base.tokenizer, batch)
     prefix = [base.tokenizer.bos_token_id]
     return lambda: generate(model, variables, prefix, prompts, new_tokens, batch_size=batch)
@@ -109,7 +110,7 @@ def run_child(system: str, directory: str, batch: int, new_tokens: int) -> None:
 def start(system: str, directory: Path, batch: int) -> subprocess.Popen:
     """A process of this file that waits for lines."""
     command = [sys.executable, "-m", "benchmarks.decoding", f"--child={system}", f"--directory={directory}"]
-    command += [f"--batches={batch}", f"--new_tokens={NEW_TOKENS.value}"]
+    command += [f"--matmul_precision={MATMUL.value}", f"--batches={batch}", f"--new_tokens={NEW_TOKENS.value}"]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 

@@ -24,6 +24,8 @@ from selfparam_jax.distributed import backend, files, mesh  # noqa: E402
 from selfparam_jax.inference.prefix import round_up  # noqa: E402
 from selfparam_jax.models.decoder import REMAT as REMATS  # noqa: E402
 from selfparam_jax.models.decoder import Decoder  # noqa: E402
+from selfparam_jax.models.rounding import PRECISIONS  # noqa: E402
+from selfparam_jax.models.unstacked import layers_apart, trains_apart  # noqa: E402
 from selfparam_jax.targets.sentences import first_slots  # noqa: E402
 from selfparam_jax.training import teacher, teacher_states, train_step  # noqa: E402
 from selfparam_jax.training.batches import make_batch, student_rows  # noqa: E402
@@ -34,6 +36,7 @@ MODE = flags.DEFINE_enum("mode", None, ["ours", "naive", "pair"], "What is timed
 OUT = flags.DEFINE_string("out", None, "Where the measurements go (JSON).", required=True)
 LIMIT_STEPS = flags.DEFINE_integer("limit_steps", 0, "At most this many optimizer steps; 0: all.")
 REMAT = flags.DEFINE_enum("remat", "layers", list(REMATS), "As config.remat.")
+MATMUL = flags.DEFINE_enum("matmul_precision", "float32", PRECISIONS, "As config.matmul_precision.")
 WARM = flags.DEFINE_bool("warm", False, "Mode ours: the first context is used once before anything is timed.")
 CACHE = flags.DEFINE_string("compilation_cache", "", "Directory of compiled programs; empty: none is used.")
 
@@ -47,7 +50,10 @@ class Setup:
         self.first = first_slots(self.sentences)
         self.start_ids = tuple(self.workload["start_ids"])
         self.mesh, self.scratch = mesh.make_mesh(), scratch
-        self.base = load_model(str(directory / "model"))
+        self.base = load_model(str(directory / "model"), matmul_precision=MATMUL.value)
+        # As jobs have them (`inject`).
+        apart = trains_apart(self.base.params)
+        self.frozen = (layers_apart(self.base.variables) if apart else self.base.variables)["params"]
         self.lora = mesh.put_same(self.mesh, read_adapter(directory))
         rows = len(self.workload["rows"][0])
         self.config = train_config(1, rows, self.workload["seq_len"])
@@ -63,7 +69,7 @@ class Setup:
     def reader(self, rows: int) -> teacher.Reader:
         """The teacher: the base without an adapter."""
         return teacher.Reader(
-            Decoder(self.base.config), {"params": self.base.params}, self.base.fingerprint, self.start_ids,
+            Decoder(self.base.config), self.base.variables, self.base.fingerprint, self.start_ids,
             self.mesh, rows, self.config.seq_len,
         )  # fmt: skip
 
@@ -75,7 +81,7 @@ class Setup:
     def timed(self, state, batch) -> tuple[train_step.TrainState, float, float]:
         """One step: the state after it, its loss, and its seconds."""
         began = time.perf_counter()
-        state, metrics = self.step(state, self.base.params, batch, jax.random.key(0))
+        state, metrics = self.step(state, self.frozen, batch, jax.random.key(0))
         loss = float(metrics["loss"])
         return state, loss, time.perf_counter() - began
 

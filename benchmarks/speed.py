@@ -3,13 +3,13 @@
     python -m benchmarks.speed --out=speed.json            (1, 4 and 16 contexts)
     python -m benchmarks.speed --quick --out=speed.json    (1 context, few steps; under five minutes on two cores)
 
-Needs `pip install -e '.[bench]'`. All train the embedded model in float32 from the same adapter on the same sentences
-in the same order, with loss on every sentence token (as published): the rows of this program's packing, unpacked
-for the others. Every candidate is a process of its own; they take turns. A run's time is that of starting up, the
-teacher, the first step (compilation) and the rest of `--epochs` epochs at the median step measured; steps of the
-slow ones are measured for `--slow_steps` only, and the kept teacher's pass is scaled from the sentences of those
-steps to all. Nothing is compiled before: each process of ours starts with an empty compilation cache, unless it is
-the `warm` one.
+Needs `pip install -e '.[bench]'`. All train the embedded model from the same adapter on the same sentences in the
+same order, with loss on every sentence token (as published), in float32 unless `--matmul_precision` (ours) and
+`--torch_dtype` say otherwise: the rows of this program's packing, unpacked for the others. Every candidate is a
+process of its own; they take turns. A run's time is that of starting up, the teacher, the first step (compilation)
+and the rest of `--epochs` epochs at the median step measured; steps of the slow ones are measured for
+`--slow_steps` only, and the kept teacher's pass is scaled from the sentences of those steps to all. Nothing is
+compiled before: each process of ours starts with an empty compilation cache, unless it is the `warm` one.
 """
 
 import pathlib
@@ -26,6 +26,7 @@ from selfparam_jax.checkpoints.load import load_model
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.distributed import files
 from selfparam_jax.models.decoder import REMAT as REMATS
+from selfparam_jax.models.rounding import PRECISIONS
 
 OUT = flags.DEFINE_string("out", None, "Where the results go (JSON).", required=True)
 QUICK = flags.DEFINE_bool("quick", False, "One context and few steps.")
@@ -38,6 +39,10 @@ PROMPT = flags.DEFINE_string("prompt", "few_shot", "Prompt format.")
 BATCH_ROWS = flags.DEFINE_integer("batch_size", 2, "Rows per step, as in configs/base.py.")
 ROW_LENGTH = flags.DEFINE_integer("seq_len", 128, "Tokens per row, as in configs/base.py.")
 REMAT = flags.DEFINE_enum("remat", "layers", list(REMATS), "Ours: config.remat.")
+MATMUL = flags.DEFINE_enum("matmul_precision", "float32", PRECISIONS, "Ours: config.matmul_precision.")
+TORCH_DTYPE = flags.DEFINE_enum(
+    "torch_dtype", "float32", ["float32", "bfloat16"], "PyTorch: weights and activations."
+)
 
 # Name, module, mode, and whether it runs the teacher in every step.
 CONTENDERS = (
@@ -67,15 +72,21 @@ def largest_difference(runs: dict[str, list[dict]]) -> float:
 
 
 def measure(
-    directory: pathlib.Path, workload: dict, repeats: int, steps: int, slow_steps: int, own_flags: Sequence[str] = ()
+    directory: pathlib.Path,
+    workload: dict,
+    repeats: int,
+    steps: int,
+    slow_steps: int,
+    own_flags: Sequence[str] = (),
+    torch_flags: Sequence[str] = (),
 ) -> dict:
-    """All candidates on one workload, taking turns; `own_flags` are for ours."""
+    """All candidates on one workload, taking turns; `own_flags` are for ours, `torch_flags` for PyTorch."""
     runs: dict[str, list[dict]] = {name: [] for name, *_ in CONTENDERS}
     pairs, warm = [], []
     cache = directory / "compiled"
     for _ in range(repeats):
         for name, module, mode, slow in CONTENDERS:
-            more = own_flags if module == "benchmarks.ours" else ()
+            more = own_flags if module == "benchmarks.ours" else torch_flags
             runs[name].append(run_child(module, mode, directory, slow_steps if slow else steps, *more))
         more = (*own_flags, f"--compilation_cache={cache}")
         pairs.append(run_child("benchmarks.ours", "pair", directory, steps, *more))
@@ -151,7 +162,9 @@ def main(_) -> None:
             (directory / "model").symlink_to(model)
         del base, prompt  # the candidates need the memory
         for count, (directory, workload) in written.items():
-            results[str(count)] = measure(directory, workload, repeats, steps, slow, [f"--remat={REMAT.value}"])
+            own = [f"--remat={REMAT.value}", f"--matmul_precision={MATMUL.value}"]
+            torch = [f"--dtype={TORCH_DTYPE.value}"]
+            results[str(count)] = measure(directory, workload, repeats, steps, slow, own, torch)
             files.write_json(OUT.value, results[str(counts[0])] | {"by_contexts": results})
         directory, workload = written[counts[0]]
         released = released_seconds_per_sentence(directory, 2 * slow)
