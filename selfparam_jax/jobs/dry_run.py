@@ -28,6 +28,7 @@ from selfparam_jax.jobs.inputs import check_lengths, given_documents, share_docu
 from selfparam_jax.jobs.passages import with_passages
 from selfparam_jax.jobs.settings import Settings, read_settings
 from selfparam_jax.models.decoder import param_shapes
+from selfparam_jax.models.rounding import rounded_bytes, rounds_products
 from selfparam_jax.plan.machines import Chip, Machine
 from selfparam_jax.plan.plan import make_plan
 from selfparam_jax.plan.workload import Workload
@@ -45,6 +46,7 @@ from selfparam_jax.training.recipe import Recipe
 # Shares of the speed of a large matrix product. Training and reading: the default job's in docs/jobs/batch.md, beside
 # the products that benchmarks/RESULTS.md begins with. Replies are drawn token by token: all weights for few rows.
 TRAINING_SHARE, READING_SHARE, DRAWING_SHARE = 0.85, 0.7, 0.15
+ROUNDED_SHARE = 0.62  # of the time, where products are rounded to bfloat16 (benchmarks/RESULTS.md, the options)
 # A pair that is still to be written is taken to be like this one.
 STAND_IN = {"question": "What is the name of the founder of the town on the river?", "answer": "Ada Lovelace Byron"}
 READ_PER_PAIR = 40  # tokens of a row that the teacher reads to judge a pair, padding included
@@ -249,22 +251,28 @@ def _costs(
     if jax.default_backend() != "cpu":
         yield "memory and time: selfparam plan --devices=KIND-COUNT says what a step needs on this kind of device"
         return
-    rate = measure_rate()
+    measured = rate = measure_rate()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     # A plan takes float32 products for half as fast as its chip's; here they are what was measured.
     chip = Chip(rate * (2 if settings.dtype == "float32" else 1), memory / mesh.size, math.inf, math.inf)
     machine = Machine("this machine", chip, mesh.size)
     workload = dataclasses.replace(workload_of(settings), train=recipe.train)
     plan = make_plan(workload, model.config, machine, mesh.devices.flatten().tolist(), longest)
+    shapes = param_shapes(model.config)
+    rounded = rounds_products(settings.matmul_precision, shapes, settings.dtype, mesh.size)
+    beside = rounded_bytes(model.config, settings.int8) if rounded else 0
     reader = plan["parameters"] + sum(plan["teacher"][name] for name in ("weights", "context", "reading"))
+    needed, read = plan["total"] + beside, reader + beside
+    fits = plan["fits"] and max(needed, read) <= memory / mesh.size
     yield (
-        f"memory (plan): {plan['total'] / 2**30:.2f} GiB a device in training, {reader / 2**30:.2f} GiB while the "
-        f"teacher reads; this machine has {memory / 2**30:.1f} GiB: {'fits' if plan['fits'] else 'DOES NOT FIT'}"
+        f"memory (plan): {needed / 2**30:.2f} GiB a device in training, {read / 2**30:.2f} GiB while the "
+        f"teacher reads; this machine has {memory / 2**30:.1f} GiB: {'fits' if fits else 'DOES NOT FIT'}"
     )
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(param_shapes(model.config)))
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
     per_token = 2.0 * parameters  # operations of a forward pass
     reads = workload.teacher or model.config
     of_teacher = 2.0 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(param_shapes(reads)))
+    rate = rate / ROUNDED_SHARE if rounded else rate
     training = steps * plan["flops"] * mesh.size / (rate * TRAINING_SHARE)
     teacher = reading * of_teacher / (rate * READING_SHARE)
     times = {"teacher": teacher, "training": training}
@@ -280,7 +288,7 @@ def _costs(
         times = {"writing pairs": drawn * per_token / (rate * DRAWING_SHARE), **times}
     parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in times.items())
     yield (
-        f"time, ESTIMATED (by products of {rate / 1e9:,.0f} GFLOP/s, measured just now; it may be half or twice as "
+        f"time, ESTIMATED (by float32 products of {measured / 1e9:,.0f} GFLOP/s, measured just now; it may be half or twice as "
         f"much): {parts}; together {_duration(sum(times.values()))} and the time to load, compile and evaluate"
     )
 

@@ -5,13 +5,16 @@ The weights are rounded once and kept beside those in float32, which adapters ar
 as they enter a product (`decoder.rounded_product`). Sums, norms, softmax, the adapter and the loss stay in float32.
 """
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from selfparam_jax.distributed.backend import has_matrix_units
+from selfparam_jax.models.architecture import ModelConfig
 from selfparam_jax.models.decoder import Int8Kernel, head_weight
+from selfparam_jax.models.parameters import parameter_table
 
 AUTO = "auto"
 PRECISIONS = (AUTO, "float32", "bfloat16")
@@ -59,6 +62,12 @@ def rounded_params(params: dict) -> dict:
         _rounded, params["layers"], is_leaf=lambda node: isinstance(node, dict) and "kernel" in node
     )
     return {**params, "layers": layers, "lm_head": {"weight": _to_bfloat16(head_weight(params))}}
+
+
+def rounded_bytes(config: ModelConfig, int8: bool = False) -> int:
+    """Bytes of what `rounded_params` makes beside a model's own parameters; kernels in 8 bits are not copied."""
+    kernels = (math.prod(entry.shape) for entry in parameter_table(config) if entry.is_kernel and not int8)
+    return 2 * (sum(kernels) + config.vocab_size * config.hidden_size)
 
 
 def _rounded(node):

@@ -62,6 +62,8 @@ def test_weights_of_8_bits_are_multiplied_in_bfloat16():
 def test_kernels_and_head_are_rounded_and_nothing_else(tiny_model, int8):
     params = tiny.rounded(tiny_model.params) if int8 else tiny_model.params
     found = rounded_params(params)
+    held = [x.nbytes for x in jax.tree.leaves(found) if x.dtype == jnp.bfloat16]
+    assert sum(held) == rounding.rounded_bytes(tiny_model.config, int8)
     np.testing.assert_array_equal(found["lm_head"]["weight"], decoder.head_weight(params).astype(jnp.bfloat16))
     assert found["embed_tokens"] is params["embed_tokens"] and found["norm"] is params["norm"]
     for name, block in params["layers"].items():
