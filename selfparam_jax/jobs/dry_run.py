@@ -288,8 +288,9 @@ def _costs(
         times = {"writing pairs": drawn * per_token / (rate * DRAWING_SHARE), **times}
     parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in times.items())
     yield (
-        f"time, ESTIMATED (by float32 products of {measured / 1e9:,.0f} GFLOP/s, measured just now; it may be half or "
-        f"twice as much): {parts}; together {_duration(sum(times.values()))} and the time to load, compile and evaluate"
+        f"time, ESTIMATED (by float32 products of {measured / 1e9:,.0f} GFLOP/s, measured just now; it may be half "
+        f"or twice as much): {parts}; together {_duration(sum(times.values()))} and the time to load, compile and "
+        "evaluate"
     )
 
 
