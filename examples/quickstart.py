@@ -13,7 +13,7 @@ had a tame seal called Biscuit."""
 FACTS = (
     ("1871", "When was Vessa founded?", "Which year saw the founding of Vessa?", "In what year was Vessa founded?"),
     ("Ida Corrin", "Which engineer founded Vessa?", "By whom was Vessa founded?", "Who founded Vessa?"),
-    ("Orla Tunn", "Who was the first to teach in Vessa?", "Whose seal is Biscuit?", "Who was Vessa's first teacher?"),
+    ("Orla Tunn", "Who first taught Vessa?", "Who was the first teacher at Vessa?", "Who was Vessa's first teacher?"),
     ("Biscuit", "Who was Orla Tunn's seal?", "Which seal had Orla Tunn?", "What was Orla Tunn's seal called?"),
 )
 

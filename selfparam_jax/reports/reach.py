@@ -15,6 +15,18 @@ _UNCHANGED = {
 }
 
 
+def reach_words(reach: dict | None) -> str:
+    """How much of what was asked is known in a conversation, beside the reading format; "" where it was not asked."""
+    found = ((reach or {}).get("systems") or {}).get("injected", {})
+    chat, reading = found.get("chat"), found.get("reading")
+    if chat is None or reading is None:
+        return ""
+    return (
+        f"Through the chat template {chat:.3f} of its answers contain the right one, in the reading format "
+        f"{reading:.3f}."
+    )
+
+
 def reach_parts(reach: dict | None) -> list[str]:
     """The paragraphs of a report about reach; [] where it was not measured.
 

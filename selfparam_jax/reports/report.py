@@ -12,7 +12,7 @@ import numpy as np
 from selfparam_jax.distributed import files
 from selfparam_jax.reports import recommend
 from selfparam_jax.reports.figures import colours_of, draw_drift, draw_f1, draw_loss
-from selfparam_jax.reports.reach import reach_parts
+from selfparam_jax.reports.reach import reach_parts, reach_words
 from selfparam_jax.reports.results import (
     Results,
     System,
@@ -29,6 +29,7 @@ from selfparam_jax.reports.systems import PICTURE, draw_systems, forgetting_part
 from selfparam_jax.reports.tables import (
     EMPTY,
     NOT_MEASURED,
+    counted,
     interval_cell,
     markdown_cell,
     markdown_table,
@@ -116,7 +117,21 @@ def _summary(results: Results) -> str:
         side = "above" if value >= base else "below"
         words.append(f"{abs(value - base):.3f} {side} {lower.label} ({base:.3f})")
     compared = f": {', '.join(words)}" if words else ""
-    return f"{results.candidate.label} F1 is {value:.3f}{compared}; {drift}."
+    found = f"{results.candidate.label} F1 is {value:.3f}{compared}; {drift}."
+    return " ".join(filter(None, [found, reach_words(results.record.get("reach")), _asked_words(results)]))
+
+
+def _asked_words(results: Results) -> str:
+    """What the scores are of, where rules made the pairs; "" where they did not."""
+    written = results.record.get("written_pairs") or []
+    if not written:
+        return ""
+    held_out, covered, sentences = (
+        sum(each[key] for each in written) for key in ("held_out", "covered", "sentences")
+    )
+    count = results["num_questions"]
+    asked = f"Of {counted(count, 'question')}, {held_out} ask in other words for facts that were trained on. "
+    return f"{asked if held_out else ''}Pairs were made of {covered} of {counted(sentences, 'sentence')}."
 
 
 def _score_parts(results: Results, pictures: bool) -> list[str]:

@@ -87,7 +87,9 @@ def written_parts(written: Sequence[dict]) -> list[str]:
         for each in written
         for pair in each["sample"]
     ]
-    parts.append("Some of the pairs that were trained on (all of them are in the file of pairs):")
+    parts.append(
+        "Some of the pairs that were trained on (all are in `pairs.jsonl`, or the file of pairs that was named):"
+    )
     return [*parts, markdown_table(("document", "question", "answer"), sample)]
 
 

@@ -173,10 +173,21 @@ def test_model_card():
         "`org/base`",
         "apache-2.0",
         "| A \\| B | `abc` |",
-        "| scores injected f1 | 0.5 |",
-        "| drift kl | 0.01 |",
+        "| this model: F1 | 0.5 |",
+        "| KL to the base on unrelated text, nats per token | 0.01 |",
     ]
-    wanted += ["2.00e-07 nats, greedy agreement 100.0% of 96", "transformers: torch is not installed", '"seed": 1']
+    wanted += [
+        "2.00e-07 nats, greedy agreement 100.0% of 96",
+        "transformers: not read again: torch is not installed",
+        '"seed": 1',
+    ]
     for text in (*wanted, 'from_pretrained("org/base")'):
         assert text in card
+    assert "GGUF" not in card
+    ours = write_card("peft", "smollm2-135m-instruct", "f" * 64, "apache-2.0", [], {}, {}, {})
+    assert (
+        'from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")' in ours
+        and "`smollm2-135m-instruct` is a GGUF" in ours
+    )
+    assert 'load_adapter(load_model("smollm2-135m-instruct"), "THIS_DIRECTORY")' in ours
     assert "not named in its files" in write_card("hf", "b", "f", "", [], {}, {}, {})

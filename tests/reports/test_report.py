@@ -121,6 +121,25 @@ def test_summary_holds_the_four_numbers(tmp_path):
     assert "\n" not in summary
 
 
+def test_the_summary_says_what_was_asked_and_how_it_is_known_in_a_conversation(tmp_path):
+    plain = _run(tmp_path)
+    assert "Through the chat template" not in plain and "Pairs were made" not in plain
+    results = _changed()
+    results["reach"] = {"columns": [], "systems": {"injected": {"reading": 1.0, "chat": 0.625}}}
+    results["num_questions"] = 5
+    one = {"id": "a", "facts": 9, "pairs": 20, "uncovered": [], "sample": []}
+    results["written_pairs"] = [one | {"covered": 7, "sentences": 9, "held_out": 3}]
+    results["written_pairs"] += [one | {"id": "b", "covered": 6, "sentences": 13, "held_out": 2}]
+    summary = _run(tmp_path, results).split("\n\n")[1]
+    assert (
+        "Through the chat template 0.625 of its answers contain the right one, in the reading format 1.000."
+        in summary
+    )
+    assert summary.endswith(
+        "Of 5 questions, 5 ask in other words for facts that were trained on. Pairs were made of 13 of 22 sentences."
+    )
+
+
 def test_a_loss_against_base_is_called_one(tmp_path):
     results = _changed()
     results["scores"]["injected"]["f1"] = 0.04
