@@ -6,15 +6,14 @@ Winther joined in 2019", "the club" as "the Orrin Rowing Club", where the senten
 
 import collections
 import dataclasses
-import itertools
 import re
 from collections.abc import Sequence
 
 from selfparam_jax.data.documents import Document
-from selfparam_jax.data.sentences import sentence_starts
 from selfparam_jax.targets.grounded import words as w
 from selfparam_jax.targets.grounded.clauses import Reading, read_sentence
 from selfparam_jax.targets.grounded.lexicon import WORDS
+from selfparam_jax.targets.grounded.lines import LABEL, REMARKS, Listed, is_naming, names_in, split_lines
 from selfparam_jax.targets.grounded.phrases import (
     ORGANISATIONS,
     PLACES,
@@ -26,8 +25,11 @@ from selfparam_jax.targets.grounded.phrases import (
 )
 from selfparam_jax.targets.grounded.words import Word, tag_words
 
-_BULLET = re.compile(r"^\s*(?:[-*•–]|\d{1,2}[.)]|\(?[a-z]\))\s+")
-_LABEL = re.compile(r"^([A-Z][^:.?!]{1,40}):\s+(\S.*)$")
+# What a manual's title says beside the product.
+_MANUAL = re.compile(
+    r"(?i)(?<=\w)[\s:,–-]+(?:(?:user|owner['’]?s|instruction|operating|service|product|quick|start)\s+){0,2}"
+    r"(?:manual|guide|handbook|instructions|data ?sheet)\s*$"
+)
 _HE, _SHE = ("he", "him", "his"), ("she", "her", "hers")
 _GENERIC = {
     "product": frozenset(["device", "machine", "appliance", "product", "model", "unit"]),
@@ -66,12 +68,16 @@ class ReadSentence:
       resolved: with names in place of pronouns.
       reading: its clauses.
       heading: the heading that it stands under, "" without one.
+      listed: what it says without a verb: a row of a table, an entry of a list.
+      row: whether it is a row of a table.
     """
 
     text: str
     resolved: str
     reading: Reading
     heading: str = ""
+    listed: tuple[Listed, ...] = ()
+    row: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,69 +97,50 @@ class Discourse:
 
 def read_document(document: Document) -> Discourse:
     """Splits a document into sentences, finds what it is about, resolves references and reads the clauses."""
-    parts = split_sentences(document.text)
-    texts = [text for text, _ in parts]
-    headings = [heading for _, heading in parts]
-    names = _names_inside(texts)
-    spoken = [_said_of_label(text, tag_words(text, names)) or text for text in texts]
+    lines = split_lines(document.text)
+    names = _names_inside([line.text for line in lines if not line.row])
+    spoken = [
+        line.text if line.row or line.listed else _said_of_label(line.text, tag_words(line.text, names)) or line.text
+        for line in lines
+    ]
     tagged = [tag_words(text, names) for text in spoken]
-    people = _people(tagged)
-    title = document.title.replace("_", " ") or next((heading for heading in headings if heading), "")
-    topic = _topic(title, tagged, people, names)
+    # What a document is about, and who is in it, its sentences say, not its tables.
+    prose = [words for words, line in zip(tagged, lines, strict=True) if not line.row] or tagged
+    people = _people(prose) | {name for line in lines for name in names_in(line)}
+    title = document.title.replace("_", " ") or next((line.first for line in lines), "")
+    title = _MANUAL.sub("", title)
+    topic = _topic(title, prose, people, names)
+    if topic.name not in title and any(topic.name in names_in(line) for line in lines):
+        topic = Topic()  # somebody who was there, and is not what the minutes are about
     resolver = _Resolver(topic, people, names)
     sentences = []
-    for text, said, heading, words in zip(texts, spoken, headings, tagged, strict=True):
+    for line, said, words in zip(lines, spoken, tagged, strict=True):
+        if line.row or line.listed or is_naming(line.text):
+            nothing = Reading((), True)
+            sentences.append(ReadSentence(line.text, line.text, nothing, line.heading, line.listed, line.row))
+            continue
         resolved = resolver.resolve(said, words)
         reading = read_sentence(tag_words(resolved, names | people))
         resolver.note(reading)
-        sentences.append(ReadSentence(text, resolved, reading, heading))
+        sentences.append(ReadSentence(line.text, resolved, reading, line.heading))
     return Discourse(topic, frozenset(part for person in people for part in person.split()), tuple(sentences))
 
 
 def split_sentences(text: str) -> list[tuple[str, str]]:
-    """The sentences of a text, each with the heading that it stands under ("" without one).
-
-    A line that is a heading, an entry of a list or a label with its value ("Chair: Ana Volk") stands alone; other
-    lines are joined to paragraphs.
-    """
-    found: list[tuple[str, str]] = []
-    heading, paragraph = "", []
-
-    def flush() -> None:
-        joined = " ".join(paragraph)
-        paragraph.clear()
-        starts = [*sentence_starts(joined), len(joined)] if joined.strip() else []
-        found.extend((joined[a:b].strip(), heading) for a, b in itertools.pairwise(starts))
-
-    lines = text.split("\n")
-    for n, line in enumerate(lines):
-        stripped = line.strip()
-        alone = (n == 0 or not lines[n - 1].strip()) and (n + 1 == len(lines) or not lines[n + 1].strip())
-        plain = _BULLET.sub("", stripped)
-        if not stripped:
-            flush()
-        elif re.match(r"#{1,6}\s", stripped) or (alone and _is_heading(stripped, len(lines))):
-            flush()
-            heading = stripped.strip("#:= *").strip()
-        elif plain != stripped:
-            flush()
-            found.append((plain, heading))
-        elif (label := _LABEL.match(stripped)) and len(label[1].split()) <= 4 and not paragraph and len(lines) > 1:
-            found.append((stripped, heading))
-        else:
-            paragraph.append(stripped)
-    flush()
-    return [(sentence, head) for sentence, head in found if sentence]
+    """The sentences of a text, each with the heading that it stands under ("" without one)."""
+    return [(line.text, line.heading) for line in split_lines(text)]
 
 
 def _said_of_label(text: str, words: Sequence[Word]) -> str:
     """ "Chair: Ana Volk" as a sentence, "The chair is Ana Volk."; "" for anything else."""
-    match = _LABEL.match(text)
-    if not match or any(word.is_verb for word in words):
+    match = LABEL.match(text)
+    if not match or any(word.is_verb for word in words) or is_naming(text):
         return ""
     label, value = match[1].lower(), match[2].rstrip(".")
     if label in ("minutes", "notes"):
         return f"{value} took the {label}."
+    if label in REMARKS:
+        return ""
     parts = [word for word in words if word.end <= match.end(1)]
     last = parts[-1]
     noun = last.tag != "NNS" and "NOUN" in w.forms(last.low)
@@ -162,16 +149,6 @@ def _said_of_label(text: str, words: Sequence[Word]) -> str:
     if not any(month in value for month in w.MONTHS) and ", " in value:
         value = value[: value.index(", ")]
     return f"The {label} is {value}."
-
-
-def _is_heading(line: str, lines: int) -> bool:
-    return (
-        lines > 2
-        and len(line.split()) <= 9
-        and line[-1] not in ".!?;,"
-        and line[:1].isupper()
-        and not _LABEL.match(line)
-    )
 
 
 def _names_inside(texts: Sequence[str]) -> frozenset[str]:

@@ -13,7 +13,10 @@ from collections.abc import Callable, Sequence
 from selfparam_jax.data.documents import Document, QAPair
 from selfparam_jax.data.passages import Passage
 from selfparam_jax.targets.grounded.discourse import ReadSentence, Topic, read_document
+from selfparam_jax.targets.grounded.lines import is_naming
+from selfparam_jax.targets.grounded.listed import listed_drafts
 from selfparam_jax.targets.grounded.questions import Asker, Draft
+from selfparam_jax.targets.grounded.words import forms, is_number
 
 HELD_OUT = 10  # one fact of so many is asked for in a wording that is not trained on
 # A fact whose answer the teacher, with the document, finds this much less likely in its best wording than those of
@@ -78,23 +81,31 @@ def find_facts(document: Document) -> Facts:
         for k, clause in enumerate(sentence.reading.clauses):
             for draft in asker.drafts(clause):
                 groups.setdefault((n, k, draft.about, draft.answer), []).append(draft)
+        for k, listed in enumerate(sentence.listed):
+            for draft in listed_drafts(listed, read.topic):
+                groups.setdefault((n, f"listed {k}", draft.about, draft.answer), []).append(draft)
     answers: dict[str, set[str]] = {}
     for drafts in groups.values():
         for draft in drafts:
             answers.setdefault(question_key(draft.question), set()).add(draft.answer.lower())
     facts, seen = [], set()
-    for (n, _, about, answer), drafts in groups.items():
+    for (n, part, about, answer), drafts in groups.items():
         fitting = []
         for draft in drafts:
             key = question_key(draft.question)
-            if len(answers[key]) == 1 and (key, answer.lower()) not in seen and len(draft.question.split()) <= 32:
+            if len(answers[key]) == 1 and (key, answer.lower()) not in seen and _fits(draft):
                 seen.add((key, answer.lower()))
                 fitting.append(draft)
         if fitting:
             kind = fitting[0].kind
-            weight = _weight(kind, about, answer, read.topic)
+            weight = 3 if isinstance(part, str) else _weight(kind, about, answer, read.topic)
             facts.append(Fact(n, answer, kind, weight, tuple(_in_turn(fitting))))
     return Facts(read.topic, read.sentences, tuple(facts))
+
+
+def _fits(draft: Draft) -> bool:
+    """Whether a question is short enough, and it and its answer hold no marks of Markdown."""
+    return len(draft.question.split()) <= 32 and not _MARKUP.search(f"{draft.question} {draft.answer}")
 
 
 def question_key(question: str) -> str:
@@ -131,16 +142,43 @@ def completion_pairs(facts: Facts) -> list[tuple[int, QAPair]]:
     """
     made = []
     for n in facts.uncovered:
-        words = facts.sentences[n].resolved.split()
-        if len(words) < 6 or _UNNAMED.match(facts.sentences[n].resolved):
+        sentence = facts.sentences[n]
+        words = sentence.resolved.split()
+        if len(words) < 6 or _UNNAMED.match(sentence.resolved) or _MARKUP.search(sentence.resolved):
             continue
-        cut = max(len(words) - max(3, len(words) // 3), 3)
+        if sentence.row or sentence.listed or is_naming(sentence.text):
+            continue
+        wanted = max(len(words) - max(3, len(words) // 3), 3)
+        whole = [cut for cut in range(3, len(words) - 1) if not _parts_what_belongs(words, cut)]
+        if not whole:
+            continue
+        cut = min(whole, key=lambda n: abs(n - wanted))
         beginning, end = " ".join(words[:cut]), " ".join(words[cut:]).rstrip(".")
         about = f" about {facts.topic.name}" if facts.topic.name and facts.topic.bare not in beginning else ""
         made.append((n, QAPair(f"How does this sentence{about} go on: {beginning} ...", end)))
     return made
 
 
+def _parts_what_belongs(words: Sequence[str], cut: int) -> bool:
+    """Whether a name, or a number with what it counts, begins before word `cut` and goes on with it."""
+    last, following = words[cut - 1], words[cut]
+    bare = re.sub(r"^\W+|\W+$", "", last)
+    closed = last[-1:] in ",;:)" and not following[:1].isupper()
+    closed |= last[-1:] in ("!", "?") or (last[-1:] == "." and len(bare) > 3)
+    name = bare[:1].isupper() and (following[:1].isupper() or following[:1].isdigit())
+    if cut + 1 < len(words) and following in _INSIDE_NAMES:
+        name |= bare[:1].isupper() and words[cut + 1][:1].isupper()
+    if last in _INSIDE_NAMES and cut > 1:
+        name |= words[cut - 2][:1].isupper() and following[:1].isupper()
+    before = words[cut - 2] if cut > 1 else ""
+    # "two heaped spoons"
+    counted = is_number(before) and bool(forms(bare.lower())) and "NOUN" not in forms(bare.lower())
+    counted |= any(is_number(part) for part in bare.split("-")) or last[-1:].isdigit() or last in ("$", "€", "£")
+    return not closed and (name or counted)
+
+
+_MARKUP = re.compile(r"[|`]|\*\*|__|(?:^|\s)#{1,6}\s")
+_INSIDE_NAMES = frozenset(("of", "van", "von", "de", "der", "da", "di", "du", "la", "le", "the"))
 _UNNAMED = re.compile(r"(?i)(?:he|she|it|they|we|i|this|these|those|that|there)\b")
 
 

@@ -248,6 +248,8 @@ def _repaired_verbs(lows: list[str], tags: list[str]) -> list[str]:
             and "ADJ" in forms(lows[n + 2])
         ):
             tags[n] = "JJ"  # "a flat, dry surface"
+        elif tags[n] == "JJR" and last == "NN" and following[n] in ("VBN", "IN", ".", ",") and "NOUN" in forms(low):
+            tags[n] = "NN"  # "a steam cleaner"
         elif last in ("DT", "PRP$", "JJ") and tags[n] == "VB" and following[n] == "VB":
             tags[n] = "NN"  # "let the cold tap run"
         elif (
