@@ -13,10 +13,10 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from selfparam_jax.data.resources import resource
+from selfparam_jax.distributed.files import DISK_ERRORS, StorageError
 from selfparam_jax.distributed.processes import end
 from selfparam_jax.distributed.ranges import Range, shown
 from selfparam_jax.jobs.settings import check_names, check_text
-from selfparam_jax.jobs.workdir import DISK_ERRORS, StorageError
 
 STORAGE = 74  # exit code for a disk that does not keep what is written (EX_IOERR of sysexits.h)
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep

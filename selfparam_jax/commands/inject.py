@@ -55,7 +55,7 @@ def _run(arguments: list[str]) -> None:
     if values.model:
         config.model = values.model
     if values.dry_run:
-        command.print_lines(dry_run(config))
+        command.print_lines(dry_run(config, values.out))
         return
     results, out = run_job(config, values.out), pathlib.Path(values.out)
     if not (out / "adapter").exists():

@@ -85,15 +85,13 @@ def run_command(arguments: Sequence[str]) -> None:
         raise ValueError("--config is missing, expected a file or a name such as batch; see --help")
     config, others = values["config"].value, ("coordinator_address", "process_count", "process_index", "heartbeat_s")
     read_settings(config)  # before anything is started or written
+    workdir = values["workdir"].value or default_workdir(command.config_name(arguments))
     if values["dry_run"].value:
-        command.print_lines(dry_run(config))
+        command.print_lines(dry_run(config, workdir))
         return
     processes.start(values["distributed"].value, *(values[name].value for name in others))
-    workdir = values["workdir"].value
-    if workdir is None:
-        workdir = default_workdir(command.config_name(arguments))
-        if processes.is_main_process():
-            print(f"work directory: {workdir}")
+    if values["workdir"].value is None and processes.is_main_process():
+        print(f"work directory: {workdir}")
     results = run_job(config, workdir)
     if not processes.is_main_process():
         return

@@ -4,6 +4,7 @@ What is read here is written into a model's weights, so nothing is guessed: an u
 shorter file than asked for is a ValueError that names the file and the line.
 """
 
+import collections
 import dataclasses
 import difflib
 import functools
@@ -374,10 +375,19 @@ def _of_text(text: Text, name: str) -> Document:
     return Document(text.text, title=text.title, id=name, qa_pairs=pairs, metadata=text.metadata)
 
 
-def _text_documents(path: pathlib.Path, texts: Sequence[Text], name: str = "") -> list[Document]:
-    """The documents of a file's texts; `name` is the file's, relative to its folder."""
+def _text_documents(
+    path: pathlib.Path, texts: Sequence[Text], name: str = "", whole_name: bool = False
+) -> list[Document]:
+    """The documents of a file's texts.
+
+    Args:
+      path: the file.
+      texts: what was read from it.
+      name: the file's, relative to its folder.
+      whole_name: whether its suffix belongs to the ids, whatever its kind.
+    """
     name = name or path.name
-    if path.suffix.lower() in NAMED_BY_STEM:
+    if path.suffix.lower() in NAMED_BY_STEM and not whole_name:
         name = name[: -len(path.suffix)]
     single = len(texts) == 1
     return [
@@ -437,10 +447,12 @@ def _documents_of(root: pathlib.Path, names: Sequence[pathlib.Path], source: str
     Every file that cannot be used is named: those of unknown kinds in a warning, all others in one error.
     """
     documents, first_file, unknown, refused = [], {}, [], []
+    # Notes.txt beside Notes.md: both keep their suffix.
+    stems = collections.Counter(name.with_suffix("") for name in names if name.suffix.lower() in NAMED_BY_STEM)
     for name in names:
         path = root / name
         try:
-            found = _file_of_many(path, name)
+            found = _file_of_many(path, name, stems[name.with_suffix("")] > 1)
         except MissingExtraError:  # not the file's fault
             raise
         except (ValueError, OSError) as error:
@@ -469,14 +481,14 @@ def _documents_of(root: pathlib.Path, names: Sequence[pathlib.Path], source: str
     return documents
 
 
-def _file_of_many(path: pathlib.Path, name: pathlib.Path) -> list[Document] | None:
-    """The documents of one of many files; None if its kind is unknown."""
+def _file_of_many(path: pathlib.Path, name: pathlib.Path, whole_name: bool) -> list[Document] | None:
+    """The documents of one of many files; None if its kind is unknown. For the last two, see `_text_documents`."""
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(f"{path}: a link to {os.readlink(path)}, which is not there; remove the link")
     if path.suffix.lower() in RECORD_SUFFIXES:
         return _file_documents(path, name.with_suffix("").as_posix())
     found = read_file(path)
-    return None if found is None else _text_documents(path, found, name.as_posix())
+    return None if found is None else _text_documents(path, found, name.as_posix(), whole_name)
 
 
 def _listed(items: Sequence[str]) -> list[str]:

@@ -4,11 +4,14 @@ Of several processes the main one writes them; all must call the same functions 
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
 import pathlib
+import tempfile
+import types
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
@@ -17,6 +20,58 @@ from absl import logging
 from flax import traverse_util
 
 from selfparam_jax.distributed.processes import written_by_main_process
+
+
+class StorageError(OSError):
+    """A disk does not keep what is written; says where and what to do."""
+
+
+# What the operating system reports for a full, broken or missing disk.
+DISK_ERRORS = {
+    errno.ENOSPC: "no space is left on its disk",
+    errno.EDQUOT: "the quota of its disk is used up",
+    errno.EFBIG: "a file is larger than its disk allows",
+    errno.EROFS: "its disk can no longer be written",
+    errno.EIO: "its disk reports an error of reading or writing",
+    errno.ESTALE: "its disk is no longer there",
+    errno.ENOTCONN: "its disk is no longer there",
+    errno.ENODEV: "its disk is no longer there",
+}
+
+
+def refuse_folder(folder: str | os.PathLike, attempt: bool = True) -> str:
+    """Why nothing can be written into a folder, which is there or is to be made; "" if nothing speaks against it.
+
+    Nothing is left behind. Without `attempt` nothing is made either, so that only what permissions tell is found.
+
+    Raises:
+      OSError: its disk is full or broken.
+    """
+    folder = pathlib.Path(folder)
+    there = folder.absolute()
+    try:
+        while not _is_there(there):
+            there = there.parent
+        if not there.is_dir():
+            found = "it is" if there == folder.absolute() else f"{there} is"
+            return f"{folder} cannot be a directory: {found} a file; choose another path"
+        if not os.access(there, os.W_OK | os.X_OK):
+            return f"{folder} cannot be written: {there} is read-only here; choose a directory that can be written"
+        if attempt and there != folder.absolute():
+            os.rmdir(tempfile.mkdtemp(prefix=".selfparam-", dir=there))
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            raise
+        return f"{folder} cannot be made ({error.strerror}); choose a directory that can be written"
+    return ""
+
+
+def _is_there(path: pathlib.Path) -> bool:
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -116,7 +171,7 @@ def read_log(path: str | os.PathLike) -> list[dict]:
         except ValueError:
             bad.append(number)
     if bad:
-        logging.warning("%s: %d damaged lines are left out, the first is line %d", path, len(bad), bad[0])
+        logging.warning("%s: damaged lines are left out, from line %d on: %d", path, bad[0], len(bad))
     return records
 
 
@@ -286,7 +341,8 @@ def write_array(path: str | os.PathLike, array: np.ndarray, bound: bytes = b"") 
     """
     array = np.ascontiguousarray(array)
     with open(path, "wb") as file:
-        np.save(file, array, allow_pickle=False)
+        # Given a file itself, NumPy says of a full disk only how many numbers were written.
+        np.save(types.SimpleNamespace(write=file.write), array, allow_pickle=False)
         file.write(_array_digest(array, bound))
 
 

@@ -132,7 +132,7 @@ def check_shared(directory: pathlib.Path) -> None:
     if not seen.all():
         blind = ", ".join(str(index) for index in np.flatnonzero(~seen))
         raise ValueError(
-            f"process {blind} of {_count} does not see {directory} as the main process does; choose a --workdir on "
+            f"process {blind} of {_count} does not see {directory} as the main process does; choose a directory on "
             "storage that all hosts share"
         )
 

@@ -24,6 +24,29 @@ PAPER_TOKENS = 10  # the paper's decoding: this many new tokens, no stop
 SHORT_TOKENS = 24  # the longest answer in `short` decoding
 
 
+def check_question(question: str) -> None:
+    """Raises ValueError for a question without a word."""
+    if not question.strip():
+        raise ValueError('got an empty question, expected words; write it in quotes, as in "Who founded Quenbarrow?"')
+
+
+def check_room(asked: int, before: int, new_tokens: int, limit: int, what: str = "prompt format") -> None:
+    """Raises ValueError for a question that does not fit into the model together with its answer.
+
+    Args:
+      asked: tokens of the question.
+      before: tokens that are read before it.
+      new_tokens: the longest answer.
+      limit: how many tokens the model reads.
+      what: is read before it.
+    """
+    if asked + before + new_tokens > limit:
+        raise ValueError(
+            f"the question has {asked} tokens, {before} are read before it ({what}) and the answer may take "
+            f"{new_tokens}, but the model reads at most {limit} (max_position_embeddings); shorten the question"
+        )
+
+
 def answer_questions(
     model: Decoder,
     variables: dict,

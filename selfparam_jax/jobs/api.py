@@ -103,7 +103,8 @@ class Adapter:
           the answer; "" if the model ends at once.
 
         Raises:
-          ValueError: an unknown format, or "chat" for a model whose chat template cannot be used for it.
+          ValueError: an unknown format, "chat" for a model whose chat template cannot be used for it, or a question
+            that is empty or too long for the model.
         """
         variables = {**self.model.variables, "lora": self.lora}
         decoder = self.model.decoder(lora_scale=self.scale)
@@ -188,6 +189,7 @@ def _export(adapter: Adapter, form: str, directory: str | os.PathLike, dtype: st
 
 def _answer(adapter: Adapter, decoder, variables: dict, question: str, form: str | None, max_new_tokens: int) -> str:
     """An answer of a model with the adapter beside it or merged; `form` as `Adapter.ask` has it."""
+    asking.check_question(question)
     model = adapter.model
     prompt = Prompt(form or (adapter.recipe.prompt if adapter.recipe else "plain"), model.tokenizer, model.end_ids)
     if form is None and model.has_chat_template:
@@ -195,6 +197,7 @@ def _answer(adapter: Adapter, decoder, variables: dict, question: str, form: str
         start_ids, rows = ids[:1], [ids[1:]]
     else:
         start_ids, rows = prompt.start_ids, [prompt.question(question)]
+    asking.check_room(len(rows[0]), len(start_ids), max_new_tokens, model.config.max_position_embeddings)
     chat = form == "chat" or (form is None and model.has_chat_template)
     stops = prompt.end_ids if chat else prompt.stop_ids
     (made,) = generate(decoder, variables, start_ids, rows, max_new_tokens, stops)
@@ -257,9 +260,12 @@ def inject(
 
     Raises:
       ValueError: there is nothing to learn, a document does not fit into the model, the adapter is not a plain LoRA
-        of this model, the teacher has another vocabulary, or the work directory belongs to another injection.
+        of this model, the teacher has another vocabulary, or the work directory belongs to another injection or
+        cannot be written.
       training.trainer.NotFiniteError: the loss is not finite.
     """
+    if workdir is not None and (problem := files.refuse_folder(workdir)):
+        raise ValueError(problem)
     recipe = (recipe or Recipe()).fit_to(model.mesh)
     documents = [Document(each) if isinstance(each, str) else each for each in documents]
     if not documents:
@@ -332,7 +338,7 @@ def _bind_documents(directory: pathlib.Path, documents: Sequence[Document]) -> N
     elif changed := changed_inputs(files.read_json(path, keys=tuple(record)), record):
         raise ValueError(
             f"{directory} belongs to an injection of other documents:\n" + "\n".join(f"  {line}" for line in changed)
-            + "\nChoose another workdir for the documents of now, or restore those of then"
+            + "\nChoose another workdir for these documents, or restore the earlier ones"
         )  # fmt: skip
 
 

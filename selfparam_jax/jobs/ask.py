@@ -8,9 +8,10 @@ import numpy as np
 
 from selfparam_jax.baselines.registry import SYSTEMS
 from selfparam_jax.checkpoints.model import Model
-from selfparam_jax.data.documents import Question
+from selfparam_jax.data.documents import Document, Question
 from selfparam_jax.data.passages import group_passages
 from selfparam_jax.data.retrieval import Retriever
+from selfparam_jax.evaluation.questions import SHORT_TOKENS, check_question, check_room
 from selfparam_jax.evaluation.reach import Asker
 from selfparam_jax.evaluation.systems import System
 from selfparam_jax.jobs.bars import announced
@@ -68,6 +69,17 @@ def _asker(job: Job, name: str, model: Model, lora: dict | None) -> Asker:
     return Asker(decoder, {**model.variables, "lora": lora}, job.prompt, 1)
 
 
+def _check_length(job: Job, question: str, document: Document, form: str) -> None:
+    """Raises ValueError for a question that the base, or the base with the document, cannot read to its end."""
+    prompt = job.prompt if form == "reading" else job.prompt.with_format(form)
+    asked, most = len(prompt.question(question)), ANSWER_TOKENS if form == "chat" else SHORT_TOKENS
+    limit, start = job.model.config.max_position_embeddings, prompt.lone_start if form == "bare" else prompt.start_ids
+    check_room(asked, len(start), most, limit)
+    if "base_cq" in system_names(job):
+        read = len(prompt.context_prefix(document.text))
+        check_room(asked, read, most, limit, f"prompt format and document {document.id!r}")
+
+
 def _prepared(job: Job, name: str, lora: dict | None) -> System | None:
     """A system of the job, prepared for all its documents; None for one that is trained, or that was not measured."""
     entry, folder = SYSTEMS[name], measured_path(job.workdir, name).parent
@@ -105,9 +117,11 @@ def ask(
       per question {system name: answer, ..., "document": id}.
 
     Raises:
-      ValueError: not a work directory, nothing trained yet, training has not ended, no document of that id, or no
-        chat template.
+      ValueError: not a work directory, nothing trained yet, training has not ended, no document of that id, no chat
+        template, or a question that is empty or too long for the model.
     """
+    for question in questions:
+        check_question(question)
     with announced(f"loading the model of {workdir}"):
         job = reopen(workdir)
     ids = [document.id for document in job.documents]
@@ -122,8 +136,10 @@ def ask(
         raise ValueError("form = 'chat', but the model has no chat template; ask with form 'reading'")
     answers, models, systems = [], {}, {}
     retriever = Retriever([f"{job.documents[place].title}\n\n{job.documents[place].text}" for place in places])
-    for question in questions:
-        index = places[int(np.argmax(retriever.scores(question)))]
+    found_at = [places[int(np.argmax(retriever.scores(question)))] for question in questions]
+    for question, index in zip(questions, found_at, strict=True):  # before the first is answered
+        _check_length(job, question, job.documents[index], form)
+    for question, index in zip(questions, found_at, strict=True):
         directory = injected_directory(job, index)
         if directory not in models:  # one for all questions of a batch
             models = {directory: injected_model(job, index, unfinished)}

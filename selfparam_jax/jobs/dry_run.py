@@ -11,6 +11,7 @@ import functools
 import itertools
 import math
 import os
+import pathlib
 import time
 from collections.abc import Iterator, Sequence
 
@@ -24,9 +25,21 @@ from selfparam_jax.data.documents import Document, QAPair
 from selfparam_jax.data.passages import Source, group_passages, is_group, token_counter
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.distributed import mesh as meshes
-from selfparam_jax.jobs.inputs import check_lengths, given_documents, share_documents, with_whole_paths
+from selfparam_jax.distributed.files import refuse_folder
+from selfparam_jax.jobs.inputs import (
+    FREE,
+    bound_settings,
+    check_lengths,
+    given_documents,
+    share_documents,
+    used_pairs,
+    with_date,
+    with_whole_paths,
+)
 from selfparam_jax.jobs.passages import with_passages
 from selfparam_jax.jobs.settings import Settings, read_settings
+from selfparam_jax.jobs.synthesis import nothing_made
+from selfparam_jax.jobs.workdir import check_bound
 from selfparam_jax.models.decoder import param_shapes
 from selfparam_jax.models.rounding import rounded_bytes, rounds_products
 from selfparam_jax.plan.machines import Chip, Machine
@@ -94,13 +107,21 @@ def workload_of(settings: Settings) -> Workload:
     )
 
 
-def dry_run(config: ConfigDict) -> Iterator[str]:
+def dry_run(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Iterator[str]:
     """Says line by line what a job would do.
 
+    Args:
+      config: of the job.
+      workdir: where it would be run; None where that is not known yet.
+
     Raises:
-      ValueError, OSError: input that the job could not use either.
+      ValueError, OSError: input or a work directory that the job could not use either.
     """
     settings = with_whole_paths(read_settings(config))
+    if workdir is not None:
+        if problem := refuse_folder(workdir, attempt=False):
+            raise ValueError(problem)
+        settings = with_date(settings, workdir)
     mesh = meshes.make_mesh(config=settings.mesh)
     load = functools.cache(lambda: load_outline(settings.model))
     given = given_documents(settings, load)
@@ -110,8 +131,14 @@ def dry_run(config: ConfigDict) -> Iterator[str]:
     documents = with_passages(given, recipe, load)
     model = load()
     prompt = Prompt(recipe.prompt, model.tokenizer, model.end_ids)
+    documents = used_pairs(documents, prompt, recipe)
+    if workdir is not None:
+        check_bound(pathlib.Path(workdir), bound_settings(settings, config), documents, FREE)
     count = token_counter(model.tokenizer)
     filled = with_expected_pairs(documents, recipe, prompt)
+    by_rules = recipe.generator.generator in BY_RULES and not recipe.targets.tails_per_context
+    if by_rules and not any(document.qa_pairs for document in filled):
+        raise nothing_made(given)
     rows = document_rows(given, documents, filled, count([document.text for document in given]))
     yield from _table(rows)
     check_lengths(model, prompt, documents)
@@ -282,7 +309,7 @@ def _costs(
         read = 2 * writing * READ_PER_PAIR if config.teacher_scores else 0  # with the document, and without
         times = {"judging pairs": read * of_teacher / (rate * READING_SHARE), **times}
     elif writing and config.generator == "endpoint":
-        yield f"writing pairs: the server's time, for {len(wanting):,} documents and passages"
+        yield f"writing pairs: the server's time, for {counted(len(wanting), 'text')}"
     elif writing:
         drawn = len(wanting) * config.rounds * config.replies * config.reply_tokens
         times = {"writing pairs": drawn * per_token / (rate * DRAWING_SHARE), **times}

@@ -11,6 +11,7 @@ from selfparam_jax.evaluation.drift import NOT_MEASURED, measure_drift
 from selfparam_jax.evaluation.systems import Setup
 from selfparam_jax.jobs.bars import announced
 from selfparam_jax.jobs.inputs import Job
+from selfparam_jax.reports.tables import counted
 from selfparam_jax.targets.choose_pairs import choose_pairs
 
 Answers = list[list[dict]]
@@ -44,7 +45,7 @@ def answer_injected(job: Job, documents: Sequence[Document], model: Model, lora:
 def evaluate_injected(job: Job, documents: Sequence[Document], lora: dict) -> tuple[Answers, dict, float]:
     """Answers of the injected model, its drift from the base, and the seconds that the answers took."""
     began = time.perf_counter()
-    with announced(f"{INJECTED}: answering {count_questions(documents)} questions"):
+    with announced(f"{INJECTED}: answering {counted(count_questions(documents), 'question')}"):
         answers = answer_injected(job, documents, job.model, lora)
     seconds = time.perf_counter() - began
     if not job.general:
@@ -58,7 +59,7 @@ def evaluate_injected(job: Job, documents: Sequence[Document], lora: dict) -> tu
 def answer_with_document(job: Job, documents: Sequence[Document]) -> Answers:
     """What the teacher, the base or another model, answers with the document in its prompt: `targets.agreement`."""
     model = job.model if job.teacher is None else job.teacher.model()
-    with announced(f"the teacher answers {count_questions(documents)} questions of pairs"):
+    with announced(f"the teacher answers {counted(count_questions(documents), 'question')} of pairs"):
         return SYSTEMS["base_cq"].make(Setup(model, job.prompt, job.settings.eval.batch_size)).answer(documents)
 
 

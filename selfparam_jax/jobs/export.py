@@ -14,7 +14,7 @@ from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.checkpoints.model_card import write_card
 from selfparam_jax.checkpoints.round_trip import check_round_trip
 from selfparam_jax.data.passages import group_passages
-from selfparam_jax.distributed.files import read_json
+from selfparam_jax.distributed.files import read_json, refuse_folder
 from selfparam_jax.distributed.processes import is_distributed
 from selfparam_jax.jobs.ask import read_adapter
 from selfparam_jax.jobs.bars import announced
@@ -131,18 +131,21 @@ def export_workdir(
       ValueError: nothing is trained yet, training has not ended, the job has several models, there is something else
         at `out`, or the files do not give the model back; nothing is left then.
     """
-    _check_format(form, dtype)
+    _check(form, dtype, out)
     with announced(f"loading what {workdir} holds"):
         trained = _read(pathlib.Path(workdir), base, unfinished)
     return export(trained, form, out, dtype)
 
 
-def _check_format(form: str, dtype: str | None) -> None:
+def _check(form: str, dtype: str | None, out: str | os.PathLike) -> None:
+    """Raises ValueError for a format that does not exist, and for a directory that cannot be made."""
     if form not in FORMATS:
         raise ValueError(f"format {form!r}, expected one of {', '.join(FORMATS)}")
     known = FORMATS[form].dtypes
     if dtype is not None and dtype not in known:
         raise ValueError(f"dtype {dtype!r}, expected one of {', '.join(known)} for the format {form}")
+    if not os.path.isdir(out) and (problem := refuse_folder(out)):
+        raise ValueError(problem)
 
 
 def export(trained: Trained, form: str, out: str | os.PathLike, dtype: str | None = None) -> dict:
@@ -160,7 +163,7 @@ def export(trained: Trained, form: str, out: str | os.PathLike, dtype: str | Non
     Raises:
       ValueError: there is something else at `out`, or the files do not give the model back; nothing is left then.
     """
-    _check_format(form, dtype)
+    _check(form, dtype, out)
     known, result = FORMATS[form].dtypes, {}
     dtype = dtype or (trained.dtype if trained.dtype in known else known[0])
 

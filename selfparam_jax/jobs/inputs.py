@@ -34,6 +34,7 @@ from selfparam_jax.jobs.passages import with_passages
 from selfparam_jax.jobs.settings import SELF, BaselineOptions, Settings, read_settings
 from selfparam_jax.jobs.workdir import bind_workdir, digest_inputs, read_workdir
 from selfparam_jax.models.attention import BLOCKS, check_backend, runs_on
+from selfparam_jax.reports.tables import counted
 from selfparam_jax.targets.choose_pairs import fitting_pairs
 from selfparam_jax.targets.sentences import lengths_in_rows
 from selfparam_jax.targets.write_pairs import needs_writing
@@ -148,15 +149,15 @@ def bind_job(job: Job, config: ConfigDict) -> None:
         inputs["adapter"] = job.start.record()
     if job.teacher is not None:
         inputs["teacher"] = job.teacher.record()
+    bind_workdir(job.workdir, bound_settings(job.settings, config), job.model.fingerprint, inputs, FREE)
+
+
+def bound_settings(settings: Settings, config: ConfigDict) -> dict:
+    """The settings of a job as config.json holds them; `config` is what they were read from."""
     length = read_settings(config).sequential.length  # as it was given: 0 is whatever the documents make it
-    settings = dataclasses.replace(
-        job.settings, sequential=dataclasses.replace(job.settings.sequential, length=length)
+    found = dataclasses.asdict(
+        dataclasses.replace(settings, sequential=dataclasses.replace(settings.sequential, length=length))
     )
-    bind_workdir(job.workdir, _plain(settings), job.model.fingerprint, inputs, FREE)
-
-
-def _plain(settings: Settings) -> dict:
-    found = dataclasses.asdict(settings)
     for section, names in (("generator", ("generator", "answer_shape", "seed")), ("train", ("seed",))):
         for name in names:
             del found[section][name]
@@ -318,7 +319,7 @@ def share_documents(settings: Settings, documents: list[Document]) -> tuple[Sett
     needed = length * config.sequences
     if not config.length and needed != len(documents):
         raise ValueError(
-            f"{len(documents)} documents cannot be shared evenly among {config.sequences} sequences; set "
+            f"{counted(len(documents), 'document')} cannot be shared evenly among {config.sequences} sequences; set "
             "sequential.length, or give more or fewer documents"
         )
     if len(documents) < needed:
@@ -328,8 +329,9 @@ def share_documents(settings: Settings, documents: list[Document]) -> tuple[Sett
         )
     if len(documents) > needed:
         logging.warning(
-            "%d sequences of %d documents use the first %d of %d documents (sequential.length=0 uses all)",
-            config.sequences, length, needed, len(documents),
+            "%s of %s: the first %d of %s are used (sequential.length=0 uses all)",
+            counted(config.sequences, "sequence"), counted(length, "document"), needed,
+            counted(len(documents), "document"),
         )  # fmt: skip
     return dataclasses.replace(settings, sequential=dataclasses.replace(config, length=length)), documents[:needed]
 
@@ -388,13 +390,19 @@ def check_job(job: Job) -> Job:
     for name in job.settings.recommend.systems:
         if name not in RECOMMENDERS:
             raise ValueError(f"recommend.systems has {name!r}, expected some of {', '.join(RECOMMENDERS)}")
-    if job.recipe.targets.long_pairs == "skip":
-        kept = [fitting_pairs(document, job.prompt, job.recipe.train.seq_len) for document in job.documents]
-        before, after = (sum(len(d.qa_pairs) for d in each) for each in (job.documents, kept))
-        logging.info("%d of %d pairs are longer than a row and left out", before - after, before)
-        job = dataclasses.replace(job, documents=kept)
+    job = dataclasses.replace(job, documents=used_pairs(job.documents, job.prompt, job.recipe))
     check_lengths(job.model, job.prompt, job.documents)
     return job
+
+
+def used_pairs(documents: list[Document], prompt: Prompt, recipe: Recipe) -> list[Document]:
+    """The documents without the pairs that are skipped as longer than a row."""
+    if recipe.targets.long_pairs != "skip":
+        return documents
+    kept = [fitting_pairs(document, prompt, recipe.train.seq_len) for document in documents]
+    before, after = (sum(len(d.qa_pairs) for d in each) for each in (documents, kept))
+    logging.info("longer than a row and left out: %d of %s", before - after, counted(before, "pair"))
+    return kept
 
 
 def check_lengths(model: Model, prompt: Prompt, documents: Sequence[Document]) -> None:

@@ -21,7 +21,7 @@ def reopen_sequence(ledger: Ledger) -> tuple[Job, DocumentSequence]:
     job = reopen(directory.parents[1])
     sequences = {sequence.directory.resolve(): sequence for sequence in sequences_of(job)}
     if directory not in sequences:
-        raise ValueError(f"{directory} is no sequence of {job.workdir}; give the --workdir of a sequential job")
+        raise ValueError(f"{directory} is no sequence of {job.workdir}; give the directory of a sequential job")
     return job, sequences[directory]
 
 

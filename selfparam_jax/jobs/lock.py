@@ -16,7 +16,7 @@ import time
 import filelock
 from absl import logging
 
-from selfparam_jax.distributed.files import read_json, replacing_own
+from selfparam_jax.distributed.files import DISK_ERRORS, StorageError, read_json, refuse_folder, replacing_own
 from selfparam_jax.distributed.mesh import all_agree
 from selfparam_jax.distributed.processes import is_main_process, process_count
 
@@ -32,13 +32,13 @@ class _Lock:
     As a context manager it locks where the folder is there already; `acquire` locks once it was made since.
     """
 
-    def __init__(self, target: pathlib.Path, lock: pathlib.Path, holder: pathlib.Path, setting: str):
+    def __init__(self, target: pathlib.Path, lock: pathlib.Path, holder: pathlib.Path, kind: str):
         """Args:
         target: what is locked.
         lock, holder: the files of the lock and of the note, in one folder.
-        setting: that chooses another target.
+        kind: of target: "directory" or "file".
         """
-        self._target, self._path, self._note, self._setting = target, lock, holder, setting
+        self._target, self._path, self._note, self._kind = target, lock, holder, kind
         # Not for each thread: a job may be run in one that is not the one that opened it.
         self._lock = filelock.FileLock(lock, timeout=0, thread_local=False)
         self._held, self._stop = False, threading.Event()
@@ -54,22 +54,28 @@ class _Lock:
         """Locks if the folder is there; all processes must call this. Returns whether it was locked just now.
 
         Raises:
-          ValueError: another job holds it; says which, on all processes.
+          ValueError: another job holds it, which is named, or it cannot be written; on all processes.
+          StorageError: its disk is full or broken.
         """
         if self._held:
             return False
-        problem, there = "", True
+        problem, there, broken = "", True, False
         if is_main_process():
-            there = self._path.parent.is_dir()
+            folder = self._path.parent
             try:
-                problem = self._try() if there else ""
+                problem = refuse_folder(folder)
+                there = not problem and folder.is_dir()
+                problem = problem or (self._try() if there else "")
             except OSError as error:
                 self._lock.release()
-                problem = f"{self._target} cannot be locked ({error}); choose a {self._setting} that can be written"
+                broken = error.errno in DISK_ERRORS
+                reason = DISK_ERRORS[error.errno] if broken else error
+                problem = f"{self._target} cannot be locked ({reason}); choose a {self._kind} that can be written"
         # What the main process has found is what all of them go on with: they work in lockstep.
         allowed, taken = all_agree([not problem, there])
         if not allowed:
-            raise ValueError(problem or f"{self._target} is in use; the log of the main process says by whom")
+            problem = problem or f"{self._target} is in use; the log of the main process says by whom"
+            raise StorageError(problem) if broken else ValueError(problem)
         self._held = bool(taken)
         return self._held
 
@@ -132,7 +138,7 @@ class _Lock:
         holder, silent = self._holder(), self._silence_s()
         said = f"{self._target} is in use by {_named(holder)}"
         if silent < DEAD_S:
-            return f"{said}; wait for its end or stop it, or choose another {self._setting}"
+            return f"{said}; wait for its end or stop it, or choose another {self._kind}"
         seen = "" if silent == float("inf") else f", which has given no sign of life for {silent:.0f} s"
         return f"{said}{seen}; if that process is gone, remove {self._path}"
 
@@ -142,7 +148,7 @@ class WorkdirLock(_Lock):
 
     def __init__(self, workdir: str | os.PathLike):
         workdir = pathlib.Path(workdir)
-        super().__init__(workdir, workdir / LOCK, workdir / HOLDER, "--workdir")
+        super().__init__(workdir, workdir / LOCK, workdir / HOLDER, "directory")
 
 
 class PairsLock(_Lock):
@@ -151,7 +157,7 @@ class PairsLock(_Lock):
     def __init__(self, path: str | os.PathLike):
         path = pathlib.Path(path)
         lock, holder = (path.parent / f".{path.name}{ending}" for ending in OWN)
-        super().__init__(path, lock, holder, "--out")
+        super().__init__(path, lock, holder, "file")
 
 
 def _named(holder: dict) -> str:

@@ -17,6 +17,7 @@ from selfparam_jax.data.passages import (
     token_counter,
 )
 from selfparam_jax.data.prompts import Prompt
+from selfparam_jax.reports.tables import counted
 from selfparam_jax.targets.write_pairs import read_written, with_written_pairs
 from selfparam_jax.training.recipe import Recipe
 
@@ -56,9 +57,9 @@ def with_passages(
     if long:
         groups = sum(is_group(each) for each in made)
         logging.info(
-            "%d of %d documents are longer than passage_tokens = %d: they are read as %d passages and %d groups of "
-            "related ones", len(long), len(documents), recipe.passage_tokens,
-            sum(len(source.passages) for source in long) - groups, groups,
+            "longer than passage_tokens = %d: %d of %s, read as %s and %s of related ones", recipe.passage_tokens,
+            len(long), counted(len(documents), "document"),
+            counted(sum(len(source.passages) for source in long) - groups, "passage"), counted(groups, "group"),
         )  # fmt: skip
     return made
 

@@ -127,7 +127,7 @@ def read_test(job: Job) -> tuple[set[str], set[str], list[Turn]]:
     elif different := [name for name, digest in files.read_json(bound).items() if digest != found.get(name)]:
         raise ValueError(
             f"{job.workdir} was begun with other {', '.join(different)} (recommend.{different[0]}); choose another "
-            "--workdir, or restore the files"
+            "directory, or restore the files"
         )
     return set(entities.values()), items, turns[: config.turns or len(turns)]
 

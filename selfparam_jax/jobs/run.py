@@ -27,6 +27,7 @@ from selfparam_jax.jobs.synthesis import draw_unrelated, two_step_documents, wri
 from selfparam_jax.jobs.systems import missing_systems
 from selfparam_jax.jobs.tracking import check_trackers, track_results
 from selfparam_jax.jobs.workdir import read_results, stopped_words, storage_trouble
+from selfparam_jax.reports.tables import counted
 from selfparam_jax.training.inject import Interrupted
 
 RUNS = {"batch": run_batch, "single": run_single, "sequential": run_sequential, "recommend": run_recommend}
@@ -62,8 +63,8 @@ def run_job(config: ConfigDict, workdir: str | pathlib.Path) -> dict:
                 raise trouble from error
             raise
     logging.info(
-        "%d programs compiled or read from the cache (%d of them) in %.0f s",
-        compilations.programs, compilations.from_cache, compilations.seconds,
+        "%s compiled or read from the cache (%d of them) in %.0f s",
+        counted(compilations.programs, "program"), compilations.from_cache, compilations.seconds,
     )  # fmt: skip
     return results
 
@@ -77,7 +78,7 @@ def _run(job: Job, began: float) -> dict:
             logging.info("%s is complete; nothing to do", job.workdir)
             return results
         logging.info("%s is complete but for %s", job.workdir, ", ".join(missing))
-    logging.info("%s: %d documents, model %s", job.settings.job, len(job.documents), job.model.name)
+    logging.info("%s: %s, model %s", job.settings.job, counted(len(job.documents), "document"), job.model.name)
     job = with_written_texts(job)
     with Watchdog(job.workdir, job.settings.mesh.stall_limit_s):
         results = RUNS[job.settings.job](job, began)

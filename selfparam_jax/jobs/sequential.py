@@ -29,6 +29,7 @@ from selfparam_jax.jobs.systems import (
 )
 from selfparam_jax.jobs.tracking import job_tracking
 from selfparam_jax.reports import sequence as sequence_report
+from selfparam_jax.reports.tables import counted
 from selfparam_jax.sequential import sequence as sequences
 from selfparam_jax.sequential.summary import summarize_sequences
 
@@ -146,5 +147,5 @@ def _system_sequence(
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_json(path, sequences.evaluate_model(setup, growing.model(), sequence.documents), sealed=True)
         rows.append(files.read_json(path, keys=("answers", "drift")))
-        logging.info("%s, after %d of %d documents", entry.name, done, len(sequence.sources))
+        logging.info("%s, after %d of %s", entry.name, done, counted(len(sequence.sources), "document"))
     return rows, notes

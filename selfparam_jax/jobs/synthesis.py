@@ -12,10 +12,11 @@ from absl import logging
 
 from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.data.documents import Document, QAPair
-from selfparam_jax.data.passages import is_group
+from selfparam_jax.data.passages import group_passages, is_group
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.evaluation.likelihood import answer_likelihoods
 from selfparam_jax.jobs.bars import announced, open_bar
+from selfparam_jax.reports.tables import counted
 from selfparam_jax.targets.choose_pairs import fits, fitting_pairs
 from selfparam_jax.targets.self_sampling import sample_texts, self_sampled
 from selfparam_jax.targets.two_step import with_two_step_pairs
@@ -32,6 +33,8 @@ from selfparam_jax.training.inject import teacher_reader
 from selfparam_jax.training.other_teacher import OtherTeacher
 from selfparam_jax.training.recipe import Recipe
 
+LISTED = 8  # documents that a message names
+
 
 def score_by_teacher(model: Model, prompt: Prompt, recipe: Recipe) -> Score:
     """What scores pairs by the likelihood that the teacher gives their answers, with the document and without."""
@@ -42,6 +45,17 @@ def score_by_teacher(model: Model, prompt: Prompt, recipe: Recipe) -> Score:
             return answer_likelihoods(reader, prompt, document, pairs)
 
     return score
+
+
+def nothing_made(documents: Sequence[Document]) -> ValueError:
+    """The error for documents of whose text the rules make no pair, where there is nothing else to learn."""
+    names = [source.id for source in group_passages(documents)]
+    shown = ", ".join(repr(name) for name in names[:LISTED]) + (", ..." if len(names) > LISTED else "")
+    return ValueError(
+        f"there is nothing to learn: no question-answer pair could be made of the text of {shown}; expected "
+        "sentences that state something; give a text with such sentences, add qa_pairs of your own, or set "
+        "targets.tails_per_context=16"
+    )
 
 
 def two_step_documents(documents: Sequence[Document], recipe: Recipe, model: Model, prompt: Prompt) -> list[Document]:
@@ -104,13 +118,17 @@ def write_missing_pairs(
         open_writer(config, path, model, recipe.endpoint) as writer,
         contextlib.closing(open_bar(rounds_of(config) * len(wanting), "pairs", "document")) as bar,
     ):
-        logging.info("%s writes question-answer pairs about %d documents", writer.name, len(wanting))
+        logging.info("%s writes question-answer pairs about %s", writer.name, counted(len(wanting), "document"))
         written = write_pairs(wanting, writer, config, path, bar.update, score)
     if all(len(new.qa_pairs) == len(old.qa_pairs) for new, old in zip(written, wanting, strict=True)):
-        why = lost_pairs(wanting, read_written(path), config) or "no reply held a pair"
+        by_rules = config.generator in BY_RULES
+        lost = lost_pairs(wanting, read_written(path), config)
+        why = lost or ("no pair could be made of the text" if by_rules else "no reply held a pair")
         # Rules may well find nothing in a text, of which tails are then read.
-        tails = config.generator in BY_RULES and recipe.targets.tails_per_context
+        tails = by_rules and recipe.targets.tails_per_context
         if not tails and not any(document.qa_pairs for document in documents):
+            if by_rules and not lost:
+                raise nothing_made(wanting)
             raise ValueError(
                 f"none of the pairs that {writer.name} wrote is used, and no document has pairs of its own: {why}. "
                 f"They are in {path}; change what the reason names (generator.*, targets.generator), and move that "
@@ -126,7 +144,10 @@ def write_missing_pairs(
     given = {document.id: document for document in documents}
     kept = [_without_long_pairs(given[each.id], each, prompt, recipe) for each in merged]
     pairs, left = (sum(len(document.qa_pairs) for document in each) for each in (merged, kept))
-    logging.info("%d pairs for %d documents; %d left out as longer than a row", pairs, len(kept), pairs - left)
+    logging.info(
+        "%s for %s; %d left out as longer than a row",
+        counted(pairs, "pair"), counted(len(kept), "document"), pairs - left,
+    )  # fmt: skip
     return kept
 
 
@@ -157,7 +178,7 @@ def draw_unrelated(
     def draw() -> list[str]:
         variables = model.variables
         tokens = recipe.targets.unrelated_tokens
-        with announced(f"drawing {count} unrelated texts from the model itself"):
+        with announced(f"drawing {counted(count, 'unrelated text')} from the model itself"):
             return sample_texts(model.decoder(), variables, prompt, count, tokens, recipe.seed, batch_size=batch_size)
 
     return self_sampled(path, draw)

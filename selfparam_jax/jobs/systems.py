@@ -26,6 +26,7 @@ from selfparam_jax.jobs.evaluation import INJECTED, Answers, chosen_pairs, count
 from selfparam_jax.jobs.inputs import Job
 from selfparam_jax.jobs.passages import join_answers
 from selfparam_jax.jobs.progress import open_hooks
+from selfparam_jax.reports.tables import counted
 
 
 def system_names(job: Job) -> list[str]:
@@ -144,7 +145,7 @@ def _measure(job: Job, entry: SystemEntry, adapters: Callable[[int], dict] | Non
         return None
     joined = join_answers(job.documents, answers)
     if scores := questions.summarize(joined):
-        logging.info("%s: F1 %.3f over %d documents", entry.name, scores["f1"], len(joined))
+        logging.info("%s: F1 %.3f over %s", entry.name, scores["f1"], counted(len(joined), "document"))
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_lines(path, questions.answer_records(job.documents, answers), sealed=True)
     write_measured(job, entry.name, groups)
@@ -168,7 +169,7 @@ def _is_measured(job: Job, name: str) -> bool:
     changes = "\n".join(files.differences(record["options"] or {}, options or {}))
     raise ValueError(
         f"{path.parent} was measured with other settings baselines.{name}:\n{changes}\nRemove that folder to "
-        "measure it again, choose another --workdir, or restore the settings"
+        "measure it again, choose another directory, or restore the settings"
     )
 
 
@@ -218,11 +219,11 @@ def _ask(job: Job, entry: SystemEntry, documents: list[Document], setup: Setup) 
         setup.directory.mkdir(parents=True, exist_ok=True)
         documents = chosen_pairs(job, documents, setup.directory)
     system = entry.make(setup)
-    with announced(f"{entry.name}: preparing {len(documents)} documents"):
+    with announced(f"{entry.name}: preparing {counted(len(documents), 'document')}"):
         began = time.perf_counter()
         system.prepare(documents)
     prepared = time.perf_counter()
-    with announced(f"{entry.name}: answering {count_questions(documents)} questions"):
+    with announced(f"{entry.name}: answering {counted(count_questions(documents), 'question')}"):
         answers = system.answer(documents)
     answered = time.perf_counter()
     drift = system.drift(job.general_text) if job.general else NOT_MEASURED

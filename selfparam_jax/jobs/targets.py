@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import os
 import pathlib
 
 from ml_collections import ConfigDict
@@ -40,6 +41,8 @@ def write_targets(config: ConfigDict, path: str | pathlib.Path) -> dict:
       ValueError, OSError: input that cannot be used; another process writes into the file.
     """
     settings = _read(config)
+    if os.path.isdir(path):
+        raise ValueError(f"{path} is a directory, expected a file; name one in it, such as {path}/pairs.jsonl")
     start_backend(settings.compilation_cache)
     with PairsLock(path) as lock:
         return _write(settings, pathlib.Path(path), lock)

@@ -14,7 +14,16 @@ from collections.abc import Collection, Sequence
 from absl import logging
 
 from selfparam_jax.data.documents import Document, digest_documents, digest_texts
-from selfparam_jax.distributed.files import differences, flatten, read_json, read_log, write_json, write_log
+from selfparam_jax.distributed.files import (
+    DISK_ERRORS,
+    StorageError,
+    differences,
+    flatten,
+    read_json,
+    read_log,
+    write_json,
+    write_log,
+)
 from selfparam_jax.distributed.processes import is_main_process
 from selfparam_jax.jobs.lock import OWN
 from selfparam_jax.jobs.settings import check_names
@@ -55,10 +64,35 @@ def bind_workdir(
     if path.exists():
         _check_same(workdir, read_workdir(workdir), record, free)
         return
-    if workdir.exists() and any(found.name not in OWN for found in workdir.iterdir()):
-        raise ValueError(f"{workdir} is not empty and holds no config.json of ours; choose another --workdir")
+    check_free(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
+
+
+def check_free(workdir: pathlib.Path) -> None:
+    """Raises ValueError for a directory with other things in it."""
+    if workdir.exists() and any(found.name not in OWN for found in workdir.iterdir()):
+        raise ValueError(f"{workdir} is not empty and holds no config.json of ours; choose another directory")
+
+
+def check_bound(
+    workdir: pathlib.Path, config: dict, documents: Sequence[Document], free: Collection[str] = ()
+) -> None:
+    """Checks, without writing, that a run could have the work directory, as far as that is known without its model.
+
+    Args:
+      workdir, config, free: as in `bind_workdir`.
+      documents: as the run reads them.
+
+    Raises:
+      ValueError: it belongs to other settings or documents, or has other things in it.
+    """
+    if not (workdir / "config.json").exists():
+        check_free(workdir)
+        return
+    found = read_workdir(workdir)
+    inputs = found["inputs"] | {"documents": digest_inputs(documents, (), ())["documents"]}
+    _check_same(workdir, found, json.loads(json.dumps(found | {"config": config, "inputs": inputs})), free)
 
 
 def read_workdir(workdir: str | os.PathLike) -> dict:
@@ -69,26 +103,26 @@ def read_workdir(workdir: str | os.PathLike) -> dict:
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
-        raise ValueError(f"{workdir} is not a work directory (no config.json); give the --workdir of a job")
-    record = read_json(path, advice="restore it from a copy, or run the job again in another --workdir")
+        raise ValueError(f"{workdir} is not a work directory (no config.json); give the directory of a job")
+    record = read_json(path, advice="restore it from a copy, or run the job again in another directory")
     if not isinstance(record.get("config"), dict) or not isinstance(record.get("base_fingerprint"), str):
-        raise ValueError(f"{path} is not a job's; give the --workdir of a job")
+        raise ValueError(f"{path} is not a job's; give the directory of a job")
     try:
         check_names(flatten(record["config"]))
     except ValueError as error:
         raise ValueError(
-            f"{workdir} was made by an earlier version ({error}); run the job again in another --workdir"
+            f"{workdir} was made by an earlier version ({error}); run the job again in another directory"
         ) from error
     if not isinstance(record.get("inputs"), dict):
         raise ValueError(
             f"{workdir} was made by an earlier version, which did not record its inputs; run the job again in "
-            "another --workdir"
+            "another directory"
         )
     size = record["inputs"].get("batch_size", 1)
     if type(size) is not int or size < 1:
         raise ValueError(
             f"{path}: got the batch size {size!r}, expected a whole number of at least 1; restore it from a copy, or "
-            "run the job again in another --workdir"
+            "run the job again in another directory"
         )
     return record
 
@@ -129,24 +163,24 @@ def _check_same(workdir: pathlib.Path, found: dict, wanted: dict, free: Collecti
     if different:
         raise ValueError(
             f"{workdir} belongs to a run with another configuration:\n" + "\n".join(different) + "\n"
-            "Choose another --workdir, or repeat the run with its own configuration"
+            "Choose another directory, or repeat the run with its own configuration"
         )
     if found["base_fingerprint"] != wanted["base_fingerprint"]:
         raise ValueError(
             f"{workdir} was made with another base model under the same name (fingerprint "
             f"{found['base_fingerprint'][:12]} there, {wanted['base_fingerprint'][:12]} now); "
-            "choose another --workdir"
+            "choose another directory"
         )
     if not {"documents", "unrelated", "general"} <= found["inputs"].keys():
         raise ValueError(
             f"{workdir / 'config.json'} does not say which inputs the run has; restore it from a copy, or run the "
-            "job again in another --workdir"
+            "job again in another directory"
         )
     changed = changed_inputs(found["inputs"], wanted["inputs"])
     if changed:
         raise ValueError(
             f"{workdir} belongs to a run with other inputs:\n" + "\n".join(f"  {line}" for line in changed) + "\n"
-            "Choose another --workdir for the inputs of now, or restore those of then"
+            "Choose another directory for these inputs, or restore the earlier ones"
         )
 
 
@@ -201,8 +235,8 @@ def check_finished(workdir: str | os.PathLike) -> None:
     step = last_checkpoint(folder)
     state = "no checkpoint yet" if step is None else f"last checkpoint: step {step}"
     raise ValueError(
-        f"{workdir} is not finished ({state}); give the command that began it again, with the same --workdir or "
-        "--out: it resumes, and writes the report at its end"
+        f"{workdir} is not finished ({state}); give the command that began it again, with the same "
+        "directory: it resumes, and writes the report at its end"
     )
 
 
@@ -230,21 +264,6 @@ def check_whole(source: str | os.PathLike, done: int, total: int, what: str, unf
     logging.warning("%s is not finished (%s): it is taken as it is", source, state)
 
 
-class StorageError(OSError):
-    """The disk of a work directory does not keep what a job writes; says which directory and what to do."""
-
-
-# What the operating system reports for a full, broken or missing disk.
-DISK_ERRORS = {
-    errno.ENOSPC: "no space is left on its disk",
-    errno.EDQUOT: "the quota of its disk is used up",
-    errno.EFBIG: "a file is larger than its disk allows",
-    errno.EROFS: "its disk can no longer be written",
-    errno.EIO: "its disk reports an error of reading or writing",
-    errno.ESTALE: "its disk is no longer there",
-    errno.ENOTCONN: "its disk is no longer there",
-    errno.ENODEV: "its disk is no longer there",
-}
 # The same in the words of libraries, whose errors have no number.
 DISK_WORDS = {"No space left on device": errno.ENOSPC, "Disk quota exceeded": errno.EDQUOT}
 
@@ -256,7 +275,7 @@ def storage_trouble(workdir: str | os.PathLike, error: BaseException) -> Storage
         what = "no longer has its config.json" if folder.exists() else "is gone"
         return StorageError(
             f"{folder} {what}: it was removed or moved while the job was running, or its disk is no longer there; "
-            "bring it back and give the same command again, or begin in another --workdir"
+            "bring it back and give the same command again, or begin in another directory"
         )
     chain, seen = error, []
     while chain is not None and chain not in seen:

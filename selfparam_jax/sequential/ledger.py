@@ -97,10 +97,10 @@ class Ledger:
         path = directory / "ledger.json"
         if not path.exists():
             if base_fingerprint is None:
-                raise ValueError(f"{directory} has no ledger.json; give the --workdir of a sequential job")
+                raise ValueError(f"{directory} has no ledger.json; give the directory of a sequential job")
             if any(_directories(directory)):
                 raise ValueError(
-                    f"{directory} has entries but no ledger.json; restore it from a copy or choose another --workdir"
+                    f"{directory} has entries but no ledger.json; restore it from a copy or choose another directory"
                 )
             directory.mkdir(parents=True, exist_ok=True)
             files.write_json(path, {"base_fingerprint": base_fingerprint, "entries": {}})
@@ -108,7 +108,7 @@ class Ledger:
         if base_fingerprint not in (None, found):
             raise ValueError(
                 f"{path} belongs to another base model (fingerprint {found} there, {base_fingerprint} now); "
-                "give that model or choose another --workdir"
+                "give that model or choose another directory"
             )
         return cls(directory, found)
 

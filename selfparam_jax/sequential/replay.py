@@ -104,7 +104,7 @@ def read_replay(directories: Sequence[pathlib.Path], weight: float, stale: Seque
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{error}: what is replayed cannot be made again, the model that read it has changed since; restore "
-                f"{directory} from a copy, or run the job in another --workdir"
+                f"{directory} from a copy, or run the job in another directory"
             ) from error
         states.append(stored[kept])
     return Replay(tuple(sentences), np.concatenate(states)) if sentences else None

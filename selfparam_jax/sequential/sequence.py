@@ -146,7 +146,7 @@ def run_sequence(setup: SequenceSetup, sequence: DocumentSequence) -> dict:
     entries = [entry.id for entry in ledger.active()]
     if len(entries) < len(ledger.entries()):
         raise ValueError(
-            f"{sequence.directory}: injections have been taken out of this ledger; choose another --workdir"
+            f"{sequence.directory}: injections have been taken out of this ledger; choose another directory"
         )
     rows, growing = [], GrowingModel(setup.base)
     for done in range(count + 1):

@@ -251,13 +251,23 @@ def test_a_folder_is_read_recursively_in_sorted_order(tmp_path):
     assert read_document_files(tmp_path, limit=1, ids=("sub/a",)) == expected[2:]
 
 
+def test_files_of_one_name_keep_their_suffixes(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("mill.md", "mill.txt", "other.md", "sub/mill.md", "sub/Other.txt"):
+        (tmp_path / name).write_text(name)
+    found = [document.id for document in read_document_files(tmp_path)]
+    assert found == ["mill.md", "mill.txt", "other", "sub/Other", "sub/mill"]
+    assert [document.id for document in read_document_files(tmp_path / "mill.md")] == ["mill"]
+
+
 def test_bad_folders_are_refused(tmp_path):
     (tmp_path / "notes.csv").write_text("x")
     assert "a folder without text" in _message(read_document_files, tmp_path)
     (tmp_path / "notes.md").write_text("x")
     (tmp_path / "notes.txt").write_text("y")
+    (tmp_path / "notes.jsonl").write_text('{"id": "notes.md", "text": "z"}\n')
     message = _message(read_document_files, tmp_path)
-    assert "'notes' again" in message and "notes.md" in message and "notes.txt" in message
+    assert "'notes.md' again" in message and "notes.md" in message and "notes.jsonl" in message
     (tmp_path / "notes.md").write_text("\n ")
     assert "notes.md: got an empty file" in _message(read_document_files, tmp_path)
 

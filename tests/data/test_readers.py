@@ -193,7 +193,7 @@ def test_a_paper(tmp_path, caplog):
 
 
 def test_papers_that_cannot_be_read(tmp_path):
-    with pytest.raises(ValueError, match=r"scan\.pdf: got 2 pages without text"):
+    with pytest.raises(ValueError, match=r"scan\.pdf: got no text on any page \(pages: 2\)"):
         read_document_files(paper(tmp_path / "scan.pdf", [[], []]))
     with pytest.raises(ValueError, match=r"locked\.pdf: got a PDF that is locked"):
         read_document_files(paper(tmp_path / "locked.pdf", [["x"]], password="secret"))

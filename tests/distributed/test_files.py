@@ -1,5 +1,6 @@
 """Files appear whole or not at all, and hold what was written."""
 
+import errno
 import json
 import math
 
@@ -214,3 +215,16 @@ def test_no_flipped_bit_of_a_file_with_a_checksum_changes_what_is_read(tmp_path)
         ValueError, match=r"many\.jsonl: the checksum in it is that of other contents, so it was damaged or"
     ):
         files.read_lines(path)
+
+
+def test_an_array_on_a_full_disk_has_the_disks_own_error(tmp_path):
+    """NumPy says how many numbers were written, and neither why nor of which file."""
+    array = np.arange(6.0).reshape(2, 3)
+    with files.replacing(tmp_path / "array.npy") as temporary:
+        files.write_array(temporary, array)
+    np.save(tmp_path / "plain.npy", array)
+    written, plain = ((tmp_path / name).read_bytes() for name in ("array.npy", "plain.npy"))
+    assert written.startswith(plain) and (files.open_array(tmp_path / "array.npy") == array).all()
+    with pytest.raises(OSError, match="No space left on device") as refused:
+        files.write_array("/dev/full", np.zeros(1 << 16))
+    assert refused.value.errno == errno.ENOSPC

@@ -126,6 +126,23 @@ def test_a_question_is_asked_through_the_models_chat_template(adapter, monkeypat
         adapter.ask("Who?", prompt="chat")
 
 
+def test_a_question_that_cannot_be_answered_is_refused_at_once(adapter, monkeypatch):
+    monkeypatch.setattr(api, "generate", lambda *_: pytest.fail("the model is asked"))
+    for asked in (adapter, adapter.merge()):
+        with pytest.raises(ValueError, match="got an empty question"):
+            asked.ask(" ")
+        for form in (None, "plain"):
+            with pytest.raises(ValueError, match=r"the question has 25\d\d\d tokens, 1 are read .* at most 2048"):
+                asked.ask("word " * 5000, form)
+
+
+def test_a_work_directory_that_cannot_be_made_is_refused_at_once(model, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr(api, "with_passages", lambda *_: pytest.fail("documents are read"))
+    with pytest.raises(ValueError, match="file cannot be a directory: it is a file; choose another path"):
+        sp.inject(model, ["A text."], workdir=tmp_path / "file")
+
+
 def test_documents_may_be_plain_strings(model, monkeypatch, tmp_path):
     """They bring no pairs, so the model writes them; nothing is left on disk."""
     said = "\nQuestion: When was it {n}?\nAnswer: 1742\n"

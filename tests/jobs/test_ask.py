@@ -6,6 +6,7 @@ from selfparam_jax.data import corpora
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.distributed import files
 from selfparam_jax.evaluation.reach import Asker
+from selfparam_jax.jobs import ask as asking
 from selfparam_jax.jobs import inputs
 from selfparam_jax.jobs.ask import ANSWER_TOKENS, ask
 from selfparam_jax.jobs.inputs import reopen
@@ -37,6 +38,25 @@ def test_ask_gives_the_answer_of_every_system(config, tmp_path, monkeypatch):
         ask(tmp_path / "run", ["Who?"], "doc-9")
     with pytest.raises(ValueError, match="not a work directory"):
         ask(tmp_path, ["Who?"])
+
+
+def test_a_question_that_cannot_be_answered_is_refused_before_any_is(config, tmp_path, monkeypatch):
+    inputs.prepare(config, tmp_path / "run")
+    monkeypatch.setattr(asking, "injected_model", lambda *_: pytest.fail("a model is asked"))
+    for form, before, most in (("reading", 1, 24), ("chat", 1, 64), ("bare", 0, 24)):
+        with pytest.raises(
+            ValueError, match=rf"the question has \d+ tokens, {before} are read before it \(prompt fo"
+        ) as e:
+            ask(tmp_path / "run", ["Who?", "word " * 5000], form=form)
+        assert f"may take {most}, but the model reads at most 2048" in str(e.value)
+    # Alone it fits, with the document it does not.
+    size = 2048 - 24 - len("Question: \nAnswer:") - 1
+    with pytest.raises(ValueError, match="prompt format and document 'doc-1'"):
+        ask(tmp_path / "run", ["x" * size], "doc-1", form="reading")
+    monkeypatch.setattr(asking, "reopen", lambda _: pytest.fail("the model is loaded"))
+    for blank in ("", " \n"):
+        with pytest.raises(ValueError, match="got an empty question, expected words"):
+            ask(tmp_path / "run", ["Who?", blank])
 
 
 def test_asking_before_anything_is_trained(config, tmp_path):

@@ -14,6 +14,7 @@ from selfparam_jax.commands import cli, command
 from selfparam_jax.commands import run as front
 from selfparam_jax.distributed import files
 from selfparam_jax.distributed.processes import end
+from selfparam_jax.jobs import inputs
 
 METRICS = ["acc", "acc_norm", "brier_score"]  # of the task local_choice
 DOCUMENTS = [
@@ -106,7 +107,9 @@ def test_the_usage_names_every_verb(capsys):
         (["run", "--config=batch", "--config.prompt=worked"], "'worked' is called 'few_shot' now"),
         (["run", "--config=batch", "stray"], "unexpected arguments: stray"),
         (["targets", "--contexts=x"], "--out is missing"),
-        (["ask", "nowhere", "Who?"], "nowhere is not a work directory"),
+        (["ask", "nowhere", "Who?"], "nowhere is not a work directory (no config.json); give the directory of a job"),
+        (["ask", "nowhere", ""], "got an empty question, expected words"),
+        (["targets", "--out=.", "--contexts=x"], ". is a directory, expected a file; name one in it"),
         (["export", "nowhere", "--format=hf", "--out=x"], "nowhere is not a work directory"),
         (["report", "nowhere"], "nowhere"),
         (["ledger", "nowhere", "list"], "nowhere"),
@@ -199,6 +202,49 @@ def test_several_files_are_injected_together(model_dir, tmp_path, capsys, monkey
     assert "the document id 'Ava' comes from two of" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("file", "file cannot be a directory: it is a file; choose another path"),
+        ("file/out", "file is a file; choose another path"),
+        ("sealed/out", "sealed is read-only here; choose a directory that can be written"),
+        ("x" * 300, "cannot be made (File name too long); choose a directory that can be written"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_an_output_path_that_cannot_be_used_is_refused_before_anything_is_loaded(
+    out, message, dry_run, document_file, model_dir, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "sealed").mkdir()
+    monkeypatch.setattr(files.os, "access", lambda path, _: "sealed" not in str(path))  # root may write anywhere
+    monkeypatch.setattr(inputs, "load_model", lambda *_, **__: pytest.fail("the model is loaded"))
+    before = sorted(tmp_path.rglob("*"))
+    verbs = [["inject", document_file.name, f"--out={out}", *settings(model_dir)]]
+    if not dry_run:
+        verbs += [["export", "nowhere", "--format=peft", f"--out={out}"]]
+        verbs += [
+            ["targets", f"--contexts={document_file}", f"--out={out}/pairs.jsonl", f"--config.model={model_dir}"]
+        ]
+    for arguments in verbs:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*arguments, *["--dry_run"] * dry_run])
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+        assert ended.value.code == 1 and message in line and out in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("flags", [[], ["--dry_run"]])
+def test_a_text_of_which_no_pair_can_be_made_is_named(flags, model_dir, tmp_path, capsys):
+    (tmp_path / "long.txt").write_text("x" * 700)
+    with pytest.raises(SystemExit):
+        cli.main(["inject", str(tmp_path / "long.txt"), f"--out={tmp_path / 'out'}", *settings(model_dir), *flags])
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert "no question-answer pair could be made of the text of 'long'; expected sentences" in line
+    assert "generator=auto" not in line
+
+
 def test_the_default_work_directory_is_named_after_the_configuration():
     assert front.default_workdir("configs/batch.py") == os.path.join("runs", "batch")
     assert front.default_workdir("batch:quick") == os.path.join("runs", "batch-quick")
@@ -214,7 +260,9 @@ def test_main_without_a_workdir_says_where_it_writes(document_file, model_dir, t
     with pytest.raises(SystemExit):
         front.main([*arguments, *settings(model_dir)[1:], "--config.train.epochs=2"])
     message = capsys.readouterr().err
-    assert "runs/batch belongs to a run with another configuration" in message and "--workdir" in message
+    assert (
+        "runs/batch belongs to a run with another configuration" in message and "Choose another directory" in message
+    )
 
 
 def test_doctor_finds_what_is_there(model_dir, capsys):

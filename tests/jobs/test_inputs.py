@@ -217,7 +217,7 @@ def test_documents_are_shared_evenly_or_the_rest_is_named(model_dir, tmp_path):
     config.sequential.update(length=4, sequences=2)
     with LogLines() as lines:
         assert len(inputs.prepare(config, tmp_path / "four").documents) == 8
-    assert sum("use the first 8 of 10 documents" in line for line in lines) == 1
+    assert sum("the first 8 of 10 documents are used" in line for line in lines) == 1
 
 
 @pytest.mark.parametrize(("argument", "count"), [("", 4), ("all", 8), ("development", 4), ("quick", 2), (None, 8)])

@@ -176,6 +176,14 @@ def test_the_library_cuts_long_documents_too(tiny_model, monkeypatch):
     assert found["scores"]["base_cq"]["f1"] == 0.75
 
 
+def test_one_long_document_is_told_in_the_singular(tiny_model, caplog):
+    caplog.set_level("INFO", logger="absl")
+    recipe = sp.Recipe(passage_tokens=TOKENS)
+    made = with_passages([sp.Document("The mill is old. " * 20, id="one")], recipe, lambda: tiny_model)
+    told = f"longer than passage_tokens = {TOKENS}: 1 of 1 document, read as {len(made)} passages and 0 groups of"
+    assert told in caplog.text
+
+
 def test_related_passages_are_only_made_for_writers_that_read_all_of_a_text(tiny_model, tmp_path):
     document = sp.Document(BOOK["text"], title="Towns", id="book")
     names = {}

@@ -4,11 +4,12 @@ import json
 
 import pytest
 import tiny
-from job_inputs import DOCUMENTS, TEXTS, modified, write
+from job_inputs import DOCUMENTS, ROOT, TEXTS, modified, write
 
 from selfparam_jax.data.documents import Document, QAPair, Question
 from selfparam_jax.distributed import files
 from selfparam_jax.jobs import batch, inputs
+from selfparam_jax.jobs.dry_run import dry_run
 from selfparam_jax.jobs.run import run_job
 from selfparam_jax.jobs.settings import RENAMED
 from selfparam_jax.jobs.workdir import LISTED, MetricsLog, bind_workdir, changed_inputs, digest_inputs, read_workdir
@@ -189,7 +190,7 @@ def test_a_work_directory_without_its_inputs_is_refused(config, tmp_path):
 @pytest.mark.parametrize("content", ["{}", '{"model_type": "llama"}', '{"config": 1, "base_fingerprint": "f"}'])
 def test_another_config_json_is_no_work_directory(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ValueError, match="is not a job's; give the --workdir of a job"):
+    with pytest.raises(ValueError, match="is not a job's; give the directory of a job"):
         read_workdir(tmp_path)
 
 
@@ -236,3 +237,32 @@ def test_a_work_directory_is_read_from_anywhere(config, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert len(inputs.reopen(tmp_path / "run").documents) == 3
+
+
+def test_a_dry_run_refuses_the_directory_that_the_run_would_refuse(config, tmp_path):
+    workdir, foreign = tmp_path / "run", tmp_path / "foreign"
+    assert next(dry_run(config, workdir)).split()[0] == "document" and not workdir.exists()
+    inputs.prepare(config, workdir)
+    foreign.mkdir()
+    (foreign / "letter.txt").write_text("mine")
+    before = modified(tmp_path)
+    assert next(dry_run(config, workdir)).split()[0] == "document"
+    with pytest.raises(ValueError, match=r"foreign is not empty and holds no config\.json of ours"):
+        next(dry_run(config, foreign))
+    config.train.epochs += 1
+    with pytest.raises(
+        ValueError, match=r"(?s)belongs to a run with another configuration.*train\.epochs: 8 there, 9"
+    ):
+        next(dry_run(config, workdir))
+    config.train.epochs -= 1
+    assert modified(tmp_path) == before
+    path = tmp_path / "documents.jsonl"
+    path.write_text(path.read_text().replace("lies on the Nil", "lies on the Om"))
+    with pytest.raises(ValueError, match=r"(?s)other inputs.*'doc-1' has changed.*Choose another directory for"):
+        next(dry_run(config, workdir))
+
+
+def test_messages_about_a_directory_hold_for_every_command():
+    """`inject` calls it --out, `run` --workdir, and others take it as an argument."""
+    for path in (ROOT / "selfparam_jax/jobs").glob("*.py"):
+        assert "--workdir" not in path.read_text(encoding="utf-8"), path.name

@@ -175,7 +175,7 @@ def test_another_base_is_refused_and_both_are_shown(book):
 
 
 def test_no_ledger_is_refused_where_no_base_is_given(tmp_path):
-    with pytest.raises(ValueError, match=r"has no ledger\.json; give the --workdir"):
+    with pytest.raises(ValueError, match=r"has no ledger\.json; give the directory"):
         Ledger.open(tmp_path / "ledger")
     assert not (tmp_path / "ledger").exists()
 

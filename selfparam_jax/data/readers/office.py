@@ -102,7 +102,7 @@ def read_pdf(path: pathlib.Path) -> list[Text]:
     empty = [str(number) for number, text in enumerate(pages, start=1) if not text]
     if len(empty) == len(pages):
         raise ValueError(
-            f"{path}: got {len(pages)} pages without text, expected text; scans need text recognition first"
+            f"{path}: got no text on any page (pages: {len(pages)}), expected text; scans need text recognition first"
         )
     if empty:
         logging.warning("%s: no text on page %s (scanned?); these pages are left out", path, ", ".join(empty))
