@@ -59,11 +59,23 @@ def make_prompts(tokenizer, count: int) -> list[list[int]]:
     return [ids[start : start + length] for start, length in zip(starts, lengths, strict=True)]
 
 
-def our_generate(directory: str, batch: int, new_tokens: int) -> Callable[[], list[list[int]]]:
-    """One call of this project's `generate`; the shared prefix is the beginning-of-text token alone."""
+def our_generate(
+    directory: str, batch: int, new_tokens: int, precision: str = "float32"
+) -> Callable[[], list[list[int]]]:
+    """One call of this project's `generate`; the shared prefix is the beginning-of-text token alone.
+
+    Args:
+      directory: of the model.
+      batch: prompts that are continued together.
+      new_tokens: of each.
+      precision: of products with the weights.
+
+    Returns:
+      what makes the tokens of every prompt.
+    """
     from selfparam_jax.inference.decoding import generate
 
-    base = load_model(directory, matmul_precision=MATMUL.value)
+    base = load_model(directory, matmul_precision=precision)
     model, variables = base.decoder(), base.variables
     prompts = make_prompts(base.tokenizer, batch)
     prefix = [base.tokenizer.bos_token_id]
@@ -95,7 +107,7 @@ def their_generate(directory: str, batch: int, new_tokens: int, dtype: str) -> C
 def run_child(system: str, directory: str, batch: int, new_tokens: int) -> None:
     """Answers every line on standard input with one call: a line of JSON with its seconds and its tokens."""
     if system == "ours":
-        call = our_generate(directory, batch, new_tokens)
+        call = our_generate(directory, batch, new_tokens, MATMUL.value)
     else:
         call = their_generate(directory, batch, new_tokens, DTYPES[system])
     for _ in sys.stdin:
