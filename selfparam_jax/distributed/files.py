@@ -341,7 +341,7 @@ def write_array(path: str | os.PathLike, array: np.ndarray, bound: bytes = b"") 
     """
     array = np.ascontiguousarray(array)
     with open(path, "wb") as file:
-        # Given a file itself, NumPy says of a full disk only how many numbers were written.
+        # Handed the file object, NumPy would hide the error of a full disk behind a count of numbers.
         np.save(types.SimpleNamespace(write=file.write), array, allow_pickle=False)
         file.write(_array_digest(array, bound))
 

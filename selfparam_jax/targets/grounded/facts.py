@@ -160,7 +160,7 @@ def completion_pairs(facts: Facts) -> list[tuple[int, QAPair]]:
 
 
 def _parts_what_belongs(words: Sequence[str], cut: int) -> bool:
-    """Whether a name, or a number with what it counts, begins before word `cut` and goes on with it."""
+    """Whether a cut before word `cut` would split a name, or a number from what it counts."""
     last, following = words[cut - 1], words[cut]
     bare = re.sub(r"^\W+|\W+$", "", last)
     closed = last[-1:] in ",;:)" and not following[:1].isupper()

@@ -76,9 +76,14 @@ def _about_role(role: str, person: str, topic: Topic) -> Iterator[Draft]:
 
 
 def _about_value(listed: Listed, topic: Topic) -> Iterator[Draft]:
-    name, value = listed.name, listed.value
-    kind = "how many" if value[:1].isdigit() else "what"
-    unit = ""
+    kind = "how many" if listed.value[:1].isdigit() else "what"
+    for form, question in _value_forms(listed, topic):
+        yield Draft(mark(question), listed.value, kind, form, "value")
+
+
+def _value_forms(listed: Listed, topic: Topic) -> list[tuple[str, str]]:
+    """(form, question) for a value, without a question mark."""
+    name, value, unit = listed.name, listed.value, ""
     if match := _UNIT.search(name):
         bare = name[: match.start()]
         if re.fullmatch(r"[\d.,\s/×x–-]+", value):
@@ -91,23 +96,19 @@ def _about_value(listed: Listed, topic: Topic) -> Iterator[Draft]:
     if not _is_thing(name) or value.lower() in ("yes", "no"):
         whole = " and ".join(part for part in (of, extra) if part)
         after = f" for {whole}" if whole else ""
-        for form, question in (
+        return [
             ("direct", f'What is given under "{name}"{after}'),
             ("named", f'What does it say under "{name}"{after}'),
             ("indirect", f'Can you tell me what is given under "{name}"{after}'),
-        ):
-            yield Draft(mark(question), value, kind, form, "value")
-        return
+        ]
     be = "are" if _is_plural(name) else "is"
     if _LINKED.search(name):  # "the time to heat up"
         thing, lead = f"the {name}", f"For {' and '.join(part for part in (of, extra) if part)}, " if of else ""
-        for form, question in (
+        return [
             ("direct", f"{lead}what {be} {thing}{unit}"),
             ("echo", f"{lead}{thing} {be} what{unit}"),
             ("indirect", f"{lead}can you tell me {thing}{unit}"),
-        ):
-            yield Draft(mark(question), value, kind, form, "value")
-        return
+        ]
     thing = f"the {name} of {of}" if of else f"the {name}"
     lead = f"For {extra}, " if extra else ""
     forms = [
@@ -123,9 +124,7 @@ def _about_value(listed: Listed, topic: Topic) -> Iterator[Draft]:
             ("named", f"What {name} does {of} have{unit}"),
         ]
     asked = _ASKED.get(name, ()) if of and not unit and not _is_plural(of.split()[-1].lower()) else ()
-    forms += [("synonym", lead + (text[:1].lower() + text[1:] if lead else text).format(of)) for text in asked]
-    for form, question in forms:
-        yield Draft(mark(question), value, kind, form, "value")
+    return forms + [("synonym", lead + (text[:1].lower() + text[1:] if lead else text).format(of)) for text in asked]
 
 
 def _keeps_capitals(word: str) -> bool:
