@@ -66,7 +66,12 @@ LONGEST = (
     "plan/test_plan.py",
     "training/test_trainer.py",
     "training/test_teacher.py",
+    "training/test_other_teacher.py",
     "jobs/test_batch.py",
+    "jobs/test_compare_systems.py",
+    "docs/test_quickstart.py",
+    "baselines/test_cartridge.py",
+    "training/test_inject.py",
 )
 
 # What libraries do for us, from files and arrays to a loss, in about a minute.
@@ -106,6 +111,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if names[item].startswith(QUICK):
             item.add_marker("quick")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish():
+    """Collects garbage once; pytest, as it ends, does it five times, and needs not go through all objects again."""
+    jax.clear_caches()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

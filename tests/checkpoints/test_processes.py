@@ -1,13 +1,10 @@
 """Two real processes that load one model: one fingerprint, files written once, errors heard by both."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import tiny
 from safetensors.numpy import save_file
@@ -53,18 +50,17 @@ def test_two_processes(tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": root}
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path), address]
+    (tmp_path / "loading.py").write_text(PROGRAM)
+    outputs = [tmp_path / f"{index}.txt" for index in range(2)]
     started = [
-        subprocess.Popen([*command, str(index)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
-        for index in range(2)
+        processes.start(["loading", str(tmp_path), address, str(index)], output, cwd=tmp_path)
+        for index, output in enumerate(outputs)
     ]
-    outputs = [process.communicate(timeout=300) for process in started]
-    assert [process.returncode for process in started] == [0, 0], outputs
+    codes = [process.wait(timeout=300) for process in started]
+    assert codes == [0, 0], [output.read_text() for output in outputs]
     alone = load_model(tmp_path / "good")
-    for out, _ in outputs:
-        found, error = json.loads(out.splitlines()[-1])
+    for output in outputs:
+        found, error = json.loads(output.read_text().splitlines()[-1])
         assert found == [alone.fingerprint] * 3
         assert "damaged: tensor 'model.layers.0.mlp.up_proj.weight' holds NaN or infinity" in error
     merged = load_model(tmp_path / "merged")  # the adapter's b is still zero
