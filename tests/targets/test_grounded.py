@@ -7,10 +7,10 @@ import pytest
 from selfparam_jax.data.documents import Document, QAPair, Question
 from selfparam_jax.data.passages import Passage
 from selfparam_jax.targets.config import GeneratorConfig
-from selfparam_jax.targets.grounded.clauses import read_sentence
 from selfparam_jax.targets.grounded.discourse import read_document, split_sentences
 from selfparam_jax.targets.grounded.facts import choose_pairs, find_facts, question_key
-from selfparam_jax.targets.grounded.words import tag_words
+from selfparam_jax.targets.grounded.parser import read_sentence
+from selfparam_jax.targets.grounded.tagging import tag_words
 from selfparam_jax.targets.grounded.writer import GroundedWriter
 from selfparam_jax.targets.write_pairs import describe_written, read_written, with_written_pairs, write_pairs
 
@@ -60,7 +60,7 @@ def resolved(text, title=""):
             "Orrin Hall must be cleaned every two weeks because the roof leaks.",
             [
                 ("How often must Orrin Hall be cleaned?", "every two weeks"),
-                ("Why must Orrin Hall be cleaned?", "because the roof leaks"),
+                ("Why must Orrin Hall be cleaned every two weeks?", "the roof leaks"),
             ],
         ),
         (

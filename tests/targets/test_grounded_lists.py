@@ -136,15 +136,15 @@ def test_roles_in_brackets_are_asked_from_both_sides():
     found = asked(MINUTES)
     expected = [("chair", "Odile Brannigan"), ("treasurer", "Marek Sutterby"), ("boat keeper", "Ines Varga")]
     for role, person in expected:
-        assert (f"Who is the {role} at Harrow Rowing Club?", person) in found
-        assert (f"Who was the {role} at Harrow Rowing Club?", person) in found
-        assert (f"What is the role of {person} at Harrow Rowing Club?", role) in found
+        assert (f"Who is the {role} at the Harrow Rowing Club?", person) in found
+        assert (f"Who was the {role} at the Harrow Rowing Club?", person) in found
+        assert (f"What is the role of {person} at the Harrow Rowing Club?", role) in found
     assert not any("phone" in question + answer or "the present is" in question for question, answer in found)
     everybody = "Odile Brannigan, Marek Sutterby and Tobias Quill"
-    assert ("Who was present at the meeting of Harrow Rowing Club?", everybody) in found
+    assert ("Who was present at the meeting of the Harrow Rowing Club?", everybody) in found
     listed = asked("# Minutes of the Orrin Club\n\n## Present\n\n- Ana Bell (cellar keeper)\n- Tobin Weld\n")
-    assert ("Who is the cellar keeper at Orrin Club?", "Ana Bell") in listed
-    assert ("Who was present at the meeting of Orrin Club?", "Ana Bell and Tobin Weld") in listed
+    assert ("Who is the cellar keeper at the Orrin Club?", "Ana Bell") in listed
+    assert ("Who was present at the meeting of the Orrin Club?", "Ana Bell and Tobin Weld") in listed
     nobody = asked("**Present:** Ana Bell (chair), Tobin Weld\n\nTobin Weld asked for offers. Tobin Weld left.\n")
     assert ("Who is the chair?", "Ana Bell") in nobody
     # What is no person has no role.
@@ -152,7 +152,7 @@ def test_roles_in_brackets_are_asked_from_both_sides():
     acting = asked("Orrin Club\n\nDirector: Ana Bell (acting)\nSeat: Orrin\n")
     assert any(answer == "Ana Bell" and "director" in question for question, answer in acting)
     twice = asked("Minutes of the Orrin Club\n\nPresent: Ana Bell (member), Tobin Weld (member)\n")
-    assert ("What is the role of Ana Bell at Orrin Club?", "member") in twice
+    assert ("What is the role of Ana Bell at the Orrin Club?", "member") in twice
     assert not any(question.startswith("Who is the member") for question, _ in twice)
 
 

@@ -2,11 +2,11 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from selfparam_jax.targets.grounded import words as w
 from selfparam_jax.targets.grounded.clauses import Clause
-from selfparam_jax.targets.grounded.discourse import Topic
+from selfparam_jax.targets.grounded.lexicon import WORDS
 from selfparam_jax.targets.grounded.phrases import TITLES, NounPhrase, place_of, text_of, type_noun
 from selfparam_jax.targets.grounded.rendering import (
     has_pronoun,
@@ -14,22 +14,33 @@ from selfparam_jax.targets.grounded.rendering import (
     is_needed,
     lower,
     mark,
+    participle_of,
     same_form,
     synonyms,
     verb_text,
 )
-from selfparam_jax.targets.grounded.words import Word, inflect
+from selfparam_jax.targets.grounded.topics import Topic
+from selfparam_jax.targets.grounded.words import Word
 
 LONGEST_ANSWER = 9  # words
 _ALWAYS_NAMED = re.compile(r"\b[A-Z0-9][\w'’&-]*")
+_RELATIONAL = WORDS["relational"]
+_LEADS = {
+    "group": "At", "place": "In", "product": "With", "person": "Concerning", "event": "For", "talk": "In",
+}  # fmt: skip
 _AREAS = frozenset(
     ("town", "city", "village", "street", "road", "lane", "county", "country", "valley", "region", "district")
 )
 # A noun phrase to which "of ..." can be joined: at the end of a question, or before its verb.
 _DEFINITE = re.compile(
-    r"\b(?:the|a|an) (?:[\w-]+ ){0,2}[\w-]+(?=$|(?: (?:made|held|led|cost|rise|last|begin|start|take|weigh|open"
+    r"\b(?:the|a|an) (?:[\w-]+ ){0,2}?[\w-]+(?=$|(?: (?:made|held|led|cost|rise|last|begin|start|take|weigh|open"
     r"|closed|due|valid|available|be)\b))"
 )
+
+
+# What no noun phrase holds, and what begins another clause.
+_VERBAL = w.BE | w.HAVE | w.DO | w.MODALS | w.PREPOSITIONS | {"not"}
+_LINKING = w.SUBORDINATORS | {"not", "that", "who", "which", "until", "means"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,21 +77,31 @@ class Composer:
 
     def __init__(self, topic: Topic, people: frozenset[str]):
         self._topic, self._people = topic, people
+        self._you = "you"  # whom orders are for
 
     def _inverted(
-        self, clause: Clause, n: int, ask: Ask, form: str = "direct", echo: bool = True, keep_rest: bool = True
+        self,
+        clause: Clause,
+        n: int,
+        ask: Ask,
+        form: str = "direct",
+        echo: bool = True,
+        rests: Sequence[str] | None = None,
+        longest: int = LONGEST_ANSWER + 4,
     ) -> Iterator[Draft]:
         """Questions for the n-th phrase of `rest`: inverted, in the order of a statement, and indirect."""
-        if not ask.answer or len(ask.answer.split()) > LONGEST_ANSWER + 4:
+        if not ask.answer or len(ask.answer.split()) > longest:
             return
+        yield from self._in_passive(clause, n, ask)
         about = f"{clause.rest[n].kind} {n}"
         prep = clause.rest[n].preposition if clause.rest[n].kind == "pp" else ""
         for k, (front, rest) in enumerate(
-            (front, rest) for front in ask.front for rest in (self._rests(clause, n) if keep_rest else [""])
+            (front, rest) for front in ask.front for rest in (self._rests(clause, n) if rests is None else rests)
         ):
             name = form if k == 0 else "named" if front != ask.front[0] else form
             end = f"{rest} {ask.stranded}".strip() if ask.stranded else rest
-            if ask.stranded and rest and clause.rest[n].kind == "pp" and not _core_before(clause, n):
+            before = n and rest.startswith(clause.rest[0].text)  # "invoiced directly to"
+            if ask.stranded and rest and clause.rest[n].kind == "pp" and not before and not _core_before(clause, n):
                 end = f"{ask.stranded} {rest}"
             turned = self._turned(clause)
             yield Draft(mark(f"{front} {turned} {end}"), ask.answer, ask.kind, name, about)
@@ -105,8 +126,9 @@ class Composer:
             if ask.stranded:
                 lead = f"{ask.stranded} {lead}" if not lead.startswith("who") else f"{ask.stranded} whom"
             before, after = self._around(clause, n)
+            clear = not has_pronoun([word for k in self._needed(clause, n) for word in clause.rest[k].words])
             plain = lead in ("when", "where", "why", "how often", "how long", "who", "what") or not prep
-            if plain or lead.split()[0] in (prep, *ask.stranded.split()):
+            if clear and (plain or lead.split()[0] in (prep, *ask.stranded.split())):
                 yield Draft(
                     mark(f"{subject[:1].upper() + subject[1:]} {verb_text(clause)} {before} {lead} {after}"),
                     ask.answer,
@@ -115,23 +137,26 @@ class Composer:
                     about,
                 )
 
+    def _in_passive(self, clause: Clause, n: int, ask: Ask) -> Iterator[Draft]:
+        """Questions about what should be done, of an order."""
+        return iter(())
+
     def _turned(self, clause: Clause, other: str = "") -> str:
         """Auxiliary, subject and the rest of the verb; `other` is another verb's infinitive."""
         group, subject = clause.verb, self._subject(clause)
         chain = " " + text_of(group.chain) if group.chain else ""
         if clause.order:
             negative = "not " if group.negative else ""
+            verb = other or w.verb_lemma(group.words[group.main].text)
             after = text_of(group.words[group.main + 1 :])
-            return (
-                f"should you {negative}{other or w.verb_lemma(group.words[group.main].text)} {after}{chain}".strip()
-            )
+            return f"should {self._you} {negative}{verb} {after}{chain}".strip()
         lead = [
             word.text for word in group.words[: group.aux if group.aux is not None else group.main] if is_kept(word)
         ]
         if group.aux is not None:
             if other and group.passive:
                 rest = [word.text for word in group.words[group.aux + 1 : group.main] if is_kept(word)] + [
-                    _participle_of(other)
+                    participle_of(other)
                 ]
             elif other:
                 rest = [word.text for word in group.words[group.aux + 1 : group.main] if is_kept(word)] + [
@@ -151,19 +176,33 @@ class Composer:
         if clause.there:
             return "there"
         if clause.subject is None:
-            return "you"
-        words = [word for word in clause.subject.words if word.text not in TITLES]
+            return self._you
+        words = _without_title(clause.subject.words)
         text = lower(text_of(words), words)
         return text + "".join(" " + phrase.text for phrase in clause.tail)
+
+    def _whole(self, clause: Clause, asked: int) -> list[str]:
+        """All that else follows the verb; [] where a word in it is unclear."""
+        phrases = [phrase for k, phrase in enumerate(clause.rest) if k != asked and phrase.kind != "reason"]
+        if has_pronoun([word for phrase in phrases for word in phrase.words], ok=("itself", "themselves")):
+            return []
+        return self._rests(clause, asked)[-1:]
+
+    def _telling(self, clause: Clause, asked: int) -> list[str]:
+        """What else follows the verb, and nothing only where there is nothing else."""
+        found = self._rests(clause, asked)
+        return [rest for rest in found if rest] or found
 
     def _rests(self, clause: Clause, asked: int | None) -> list[str]:
         """What else follows the verb: all of it, and only what the verb needs."""
         whole = [
             k
             for k in range(len(clause.rest))
-            if k != asked and clause.rest[k].text.lower() not in ("only", "again", "too", "also")
+            if k != asked and clause.rest[k].kind != "reason" and not _adds_little(clause, k)
         ]
         needed = [k for k in whole if is_needed(clause, k)]
+        if clause.verb.negative:
+            needed = whole  # "Do not water the seedlings at noon": at other times it may be right
         if asked is None and not needed:
             needed = whole[:1]
         fronted = [
@@ -182,12 +221,15 @@ class Composer:
                 found.append(text)
         return found
 
-    def _around(self, clause: Clause, n: int) -> tuple[str, str]:
-        needed = [
+    def _needed(self, clause: Clause, n: int) -> list[int]:
+        return [
             k
             for k in range(len(clause.rest))
             if k != n and is_needed(clause, k) and clause.rest[k].text.lower() != "only"
         ]
+
+    def _around(self, clause: Clause, n: int) -> tuple[str, str]:
+        needed = self._needed(clause, n)
         before = " ".join(lower(clause.rest[k].text, clause.rest[k].words) for k in needed if k < n)
         after = " ".join(lower(clause.rest[k].text, clause.rest[k].words) for k in needed if k > n)
         return before, after
@@ -202,11 +244,17 @@ class Composer:
         if name and type_noun(found) and not whole and found.words[-1] is name[-1] and found.words[0].tag != "NNP":
             return text_of(name)
         if kind == "person" and name and not whole and not found.joined and found.words[-1] is name[-1]:
-            return text_of([word for word in name if word.text not in TITLES])
+            return text_of(_without_title(name))
         words = list(found.words)
         if words[0].low in ("the", "a", "an"):
             words = words[1:]
         return lower(text_of(words), words)
+
+    def _whose(self, found: NounPhrase) -> bool:
+        """Whether a noun phrase leaves open whose owner, brother or the like it means."""
+        owned = any(word.tag in ("POS", "PRP$") for word in found.words) or len(found.words) > found.core
+        at_topic = self._topic.kind in ("group", "place")  # "the founder at the Orrin Club"
+        return found.noun in _RELATIONAL and not owned and not found.name and not at_topic
 
     def _kind(self, found: NounPhrase) -> str:
         return found.kind(self._people)
@@ -226,6 +274,7 @@ class Composer:
         found = [
             match[0] for match in _ALWAYS_NAMED.finditer(question) if match.start() and not match[0][0].isdigit()
         ]
+        found = [name for name in found if name not in ("I", "I've", "I’ve")]
         found = [name for name in found if name not in w.MONTHS and name.rstrip("s") not in w.DAYS]
         first = question.split()[0]
         if (
@@ -238,21 +287,23 @@ class Composer:
             found = [first]  # "Quenbarrow was founded ..."
         if draft.answer.lower() == self._topic.bare.lower() and (draft.form != "direct" or _content(question) < 3):
             return
-        asks_for_topic = draft.answer.lower() == self._topic.bare.lower() or self._topic.bare in draft.answer
+        part = self._topic.kind != "talk" and draft.answer.lower() in self._topic.name.lower()
+        asks_for_topic = part or draft.answer.lower() == self._topic.bare.lower()
         if found or not self._topic.name or asks_for_topic or self._topic.bare.lower() in question.lower():
             yield draft
             return
         topic = self._topic
-        lead = {"group": "At", "place": "In", "product": "With", "person": "Concerning"}[topic.kind]
+        lead = _LEADS[topic.kind]
         lead = "At" if lead == "In" and topic.nouns and not topic.nouns & _AREAS else lead
-        lead = "In" if topic.bare.lower().endswith("project") else "For" if draft.kind == "where" else lead
+        lead = "For" if draft.kind == "where" and topic.kind != "talk" else lead
+        lead = "In" if topic.bare.lower().endswith("project") else lead
         if draft.form == "indirect":
             if topic.kind in ("group", "place") and draft.kind != "where":
                 yield dataclasses.replace(draft, question=f"{question[:-1]} {lead.lower()} {topic.name}?")
             return
         low = question[:1].lower() + question[1:]
         yield dataclasses.replace(draft, question=f"{lead} {topic.name}, {low}")
-        if draft.form == "direct":
+        if draft.form == "direct" and topic.kind != "talk":
             other = "Regarding" if lead in ("For", "Concerning") else "For"
             yield dataclasses.replace(draft, question=f"{other} {topic.name}, {low}", form="prefix")
         body = question[:-1]
@@ -261,6 +312,10 @@ class Composer:
                 yield dataclasses.replace(draft, question=f"{body} {lead.lower()} {topic.name}?")
             return
         match = _DEFINITE.search(body) if topic.kind == "product" else None
+        if match and match[0].split()[-1].lower() in topic.nouns:
+            match = None  # "the balance" of "the Morvane T3 balance" is itself
+        if match and (_VERBAL & {*match[0].split()} or _LINKING & {*body[: match.start()].lower().split()[1:]}):
+            match = None  # more than a noun phrase, or a part of another clause
         before = body[: match.start()].split()[-1:] if match else []
         if (
             match
@@ -288,13 +343,24 @@ def _content(question: str) -> int:
     return len(found) + sum(word[0].isdigit() or word[0].isupper() for word in found[1:])
 
 
-def _participle_of(verb: str) -> str:
-    first, _, rest = verb.partition(" ")
-    return f"{inflect(first, 'VBN')} {rest}".strip()
+def _without_title(words: Sequence[Word]) -> list[Word]:
+    """The words without "Dr" and the like before a name of more than one word."""
+    return [
+        word
+        for n, word in enumerate(words)
+        if not (word.text in TITLES and [each.tag for each in words[n + 1 : n + 3]] == ["NNP", "NNP"])
+    ]
 
 
 def _proper(word: Word) -> bool:
     return word.tag == "NNP"
+
+
+def _adds_little(clause: Clause, k: int) -> bool:
+    """Whether a word may be left out: "also", but not the "too" of "too narrow"."""
+    low = clause.rest[k].text.lower()
+    intensifies = low == "too" and k + 1 < len(clause.rest) and clause.rest[k + 1].kind == "adj"
+    return low in ("only", "again", "too", "also") and not intensifies
 
 
 def _core_before(clause: Clause, n: int) -> bool:

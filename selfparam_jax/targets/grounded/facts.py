@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 
 from selfparam_jax.data.documents import Document, QAPair
 from selfparam_jax.data.passages import Passage
-from selfparam_jax.targets.grounded.discourse import ReadSentence, Topic, read_document
+from selfparam_jax.targets.grounded.discourse import ReadSentence, read_document
 from selfparam_jax.targets.grounded.lines import is_naming
 from selfparam_jax.targets.grounded.listed import listed_drafts
+from selfparam_jax.targets.grounded.mails import mail_drafts
 from selfparam_jax.targets.grounded.questions import Asker, Draft
+from selfparam_jax.targets.grounded.topics import Topic
 from selfparam_jax.targets.grounded.words import forms, is_number
 
 HELD_OUT = 10  # one fact of so many is asked for in a wording that is not trained on
@@ -79,8 +81,16 @@ def find_facts(document: Document) -> Facts:
     groups: dict[tuple, list[Draft]] = {}
     for n, sentence in enumerate(read.sentences):
         for k, clause in enumerate(sentence.reading.clauses):
-            for draft in asker.drafts(clause):
+            if clause.order and not sentence.you:
+                continue
+            for draft in asker.drafts(clause, sentence.you or "you"):
                 groups.setdefault((n, k, draft.about, draft.answer), []).append(draft)
+        if sentence.question:
+            for draft in asker.answered(sentence.question, sentence.resolved):
+                groups.setdefault((n, "question", draft.about, draft.answer), []).append(draft)
+        if sentence.mail is not None:
+            for draft in mail_drafts(sentence.mail, read.topic):
+                groups.setdefault((n, "mail", draft.about, draft.answer), []).append(draft)
         for k, listed in enumerate(sentence.listed):
             for draft in listed_drafts(listed, read.topic):
                 groups.setdefault((n, f"listed {k}", draft.about, draft.answer), []).append(draft)
@@ -146,7 +156,7 @@ def completion_pairs(facts: Facts) -> list[tuple[int, QAPair]]:
         words = sentence.resolved.split()
         if len(words) < 6 or _UNNAMED.match(sentence.resolved) or _MARKUP.search(sentence.resolved):
             continue
-        if sentence.row or sentence.listed or is_naming(sentence.text):
+        if sentence.row or sentence.listed or not sentence.clear or is_naming(sentence.text):
             continue
         wanted = max(len(words) - max(3, len(words) // 3), 3)
         whole = [cut for cut in range(3, len(words) - 1) if not _parts_what_belongs(words, cut)]
@@ -154,7 +164,11 @@ def completion_pairs(facts: Facts) -> list[tuple[int, QAPair]]:
             continue
         cut = min(whole, key=lambda n: abs(n - wanted))
         beginning, end = " ".join(words[:cut]), " ".join(words[cut:]).rstrip(".")
+        if sentence.you != "you" and (_SOMEBODY.search(sentence.resolved) or sentence.resolved.endswith("?")):
+            continue
         about = f" about {facts.topic.name}" if facts.topic.name and facts.topic.bare not in beginning else ""
+        if facts.topic.kind == "talk":
+            about = f" in {facts.topic.name}"
         made.append((n, QAPair(f"How does this sentence{about} go on: {beginning} ...", end)))
     return made
 
@@ -179,6 +193,7 @@ def _parts_what_belongs(words: Sequence[str], cut: int) -> bool:
 
 _MARKUP = re.compile(r"[|`]|\*\*|__|(?:^|\s)#{1,6}\s")
 _INSIDE_NAMES = frozenset(("of", "van", "von", "de", "der", "da", "di", "du", "la", "le", "the"))
+_SOMEBODY = re.compile(r"(?i)\b(?:he|she|it|they|we|i|you|us|them|him|her|his|its|their|our|your|this|that)\b")
 _UNNAMED = re.compile(r"(?i)(?:he|she|it|they|we|i|this|these|those|that|there)\b")
 
 

@@ -4,6 +4,7 @@ A row of a table, and a line such as "Weight: 3.8 kg", says something without a 
 `listed.py` makes the questions.
 """
 
+import collections
 import dataclasses
 import itertools
 import re
@@ -13,6 +14,7 @@ from selfparam_jax.data.sentences import sentence_starts
 from selfparam_jax.targets.grounded import words as w
 from selfparam_jax.targets.grounded.lexicon import WORDS
 from selfparam_jax.targets.grounded.phrases import ROLES
+from selfparam_jax.targets.grounded.tagging import tag_words
 
 LABEL = re.compile(r"^([A-Z][^:.?!]{1,40}):\s+(\S.*)$")
 _BULLET = re.compile(r"^\s*(?:[-*+•–]|\d{1,2}[.)]|\(?[a-z]\))\s+")
@@ -47,6 +49,14 @@ _PERSON = re.compile(
     r"(?: \(([a-z][a-z'’-]*(?: [a-z][a-z'’-]*){0,3})\))?(?=$|[,;.]| and )"
 )
 _LONGEST_VALUE = 25  # words
+_ASKED = re.compile(r"(Q|A|Question|Answer)\s*\d{0,2}\s*[:.]\s+(\S.*)")
+_ASKING = w.MODALS | w.BE | w.DO | w.HAVE | {"who", "what", "which", "when", "where", "why", "how", "whom", "whose"}
+_KEPT = re.compile(
+    r"(?:the |an? )?([^()]{2,60}?) \(((?:in|on|under|behind|beside|next to|at|inside|above) [^()]{3,60})\)\.?"
+)
+_NEEDED = re.compile(
+    r"(?i)(?:what )?you(?: wi|['’])ll need|you need|what you need|(?:tools|materials|ingredients) needed"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +68,36 @@ class Listed:
       value: as it stands in the text, or the person.
       of: whose it is; "" for what the document is about.
       role: whether it is a role and a person.
+      place: whether the value says where what is named is.
     """
 
     name: str
     value: str
     of: str = ""
     role: bool = False
+    place: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Mail:
+    """The header of a memo or an e-mail.
+
+    Attributes:
+      sender: who sent it.
+      role: of the sender, "" if it is not said.
+      receiver: the person it is for, "" if it is for several.
+      to: whom it is for, as it stands there.
+      date, subject: as they stand there, "Re:" apart.
+      noun: "memo" or "e-mail".
+    """
+
+    sender: str
+    role: str
+    receiver: str
+    to: str
+    date: str
+    subject: str
+    noun: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +110,12 @@ class Line:
       listed: what it says without a verb.
       row: whether it is a row of a table.
       first: the first heading of the whole text.
+      question: the question that stands above it and that it answers.
+      speaker: who says it, in a chat or an e-mail.
+      heard: whom it is said to, if that is one person.
+      chat: whether it is part of a turn of a chat.
+      header: whether it is a line of the header of an e-mail.
+      mail: what that header says, with its first line.
     """
 
     text: str
@@ -83,6 +123,12 @@ class Line:
     listed: tuple[Listed, ...] = ()
     row: bool = False
     first: str = ""
+    question: str = ""
+    speaker: str = ""
+    heard: str = ""
+    chat: bool = False
+    header: bool = False
+    mail: Mail | None = None
 
 
 def plain(text: str) -> str:
@@ -99,15 +145,24 @@ def split_lines(text: str) -> list[Line]:
     a table; other lines are joined to paragraphs. Headings and blocks of code are left out.
     """
     found: list[Line] = []
-    heading, first, paragraph, code = "", "", [], False
+    heading, first, paragraph, code, question = "", "", [], False, ""
 
     def flush() -> None:
+        nonlocal question
         joined = " ".join(paragraph)
         paragraph.clear()
-        starts = [*sentence_starts(joined), len(joined)] if joined.strip() else []
-        found.extend(Line(joined[a:b].strip(), heading) for a, b in itertools.pairwise(starts))
+        if joined.strip() and _is_asked(joined):
+            question = joined
+            return
+        made = [Line(sentence, heading) for sentence in _sentences(joined)]
+        if made and question:
+            made[0] = dataclasses.replace(made[0], question=question)
+            question = ""
+        found.extend(made)
 
     lines = [re.sub(r"^\s*(?:>\s?)+", "", line) for line in text.split("\n")]
+    # What stands before a colon again and again is who speaks, and the turns of a chat are not split here.
+    repeated = collections.Counter(match[1] for line in lines if (match := LABEL.match(plain(line))))
     at = 0
     while at < len(lines):
         n, raw = at, lines[at].strip()
@@ -135,17 +190,47 @@ def split_lines(text: str) -> list[Line]:
             flush()
             heading = _NUMBERED.sub("", stripped).strip("#:= *").strip()
             first = first or heading
+            question = heading if _is_asked(heading) else ""
         elif entry:
             flush()
             bare = plain(_BULLET.sub("", raw))
-            if bare:
+            parts = _sentences(bare)
+            if bare and len(parts) > 1 and all(len(part.split()) > 2 for part in parts):
+                found.extend(Line(part, heading) for part in parts)
+            elif bare:
                 found.append(Line(bare, heading, _listed(bare, heading, entry=True)))
+        elif match := _ASKED.match(stripped):
+            flush()
+            if match[1][0] == "Q":
+                question = match[2] if _is_asked(match[2]) else ""
+            else:
+                paragraph.append(match[2])
+                flush()
         elif (label := LABEL.match(stripped)) and len(label[1].split()) <= 4 and not paragraph and len(lines) > 1:
-            found.append(Line(stripped, heading, _listed(stripped, heading)))
+            parts = _sentences(label[2])
+            if len(parts) > 1 and repeated[label[1]] < 2:  # "Day 1: The coach leaves at six. Lunch is in Sark."
+                named = f"{label[1]}: {parts[0]}"
+                first_part = (
+                    Line(parts[0], label[1]) if _has_verb(parts[0]) else Line(named, heading, _listed(named, heading))
+                )
+                found += [first_part, *(Line(part, heading, _listed(part, heading)) for part in parts[1:])]
+            else:
+                found.append(Line(stripped, heading, _listed(stripped, heading)))
         elif stripped:
             paragraph.append(stripped)
     flush()
-    return _with_present([dataclasses.replace(line, first=first) for line in found if re.search(r"\w", line.text)])
+    return _with_lists([dataclasses.replace(line, first=first) for line in found if re.search(r"\w", line.text)])
+
+
+def _sentences(text: str) -> list[str]:
+    starts = [*sentence_starts(text), len(text)] if text.strip() else []
+    return [text[a:b].strip() for a, b in itertools.pairwise(starts)]
+
+
+def _is_asked(text: str) -> bool:
+    """Whether a line or a heading is one question, as in a list of frequent ones."""
+    first = text.split()[0].lower().strip('“"*') if text.strip() else ""
+    return text.endswith("?") and len(text.split()) > 2 and len(_sentences(text)) == 1 and first in _ASKING
 
 
 def _stands_as_heading(lines: Sequence[str], n: int, raw: str, stripped: str) -> bool:
@@ -171,7 +256,7 @@ def _stands_as_heading(lines: Sequence[str], n: int, raw: str, stripped: str) ->
 
 
 def _has_verb(text: str) -> bool:
-    return any(word.is_verb or (n == 0 and word.tag == "VB") for n, word in enumerate(w.tag_words(text)))
+    return any(word.is_verb or (n == 0 and word.tag == "VB") for n, word in enumerate(tag_words(text)))
 
 
 def _is_heading(line: str, lines: int) -> bool:
@@ -262,6 +347,8 @@ def _said_by(head: Sequence[str], cells: Sequence[str]) -> Iterator[Listed]:
 def _listed(text: str, heading: str, entry: bool = False) -> tuple[Listed, ...]:
     """What a line of a list, or a label with its value, says; () for what is read as a sentence."""
     match = LABEL.match(text)
+    if entry and (kept := _KEPT.fullmatch(text)) and not _has_verb(text):
+        return (Listed(kept[1], kept[2], place=True),)
     label, value = (match[1].lower(), match[2].rstrip(".")) if match else ("", text)
     naming = label in _NAMING or heading.lower() in _NAMING
     if naming or (not label and entry) or (label and label.split()[-1] not in ROLES):
@@ -316,10 +403,18 @@ def _together(names: Sequence[str]) -> tuple[Listed, ...]:
     return (Listed("present", text),) if text and len(text.split()) <= _LONGEST_VALUE else ()
 
 
-def _with_present(lines: list[Line]) -> list[Line]:
-    """The lines; the first entry of a list under "Present" says who all were."""
+def _with_lists(lines: list[Line]) -> list[Line]:
+    """The lines; the first entry of a list under "Present" or "You will need" says what all of them are."""
     at = [n for n, line in enumerate(lines) if line.heading.lower() in PRESENT and _PERSON.fullmatch(line.text)]
     if at:
         listed = _together([_PERSON.fullmatch(lines[n].text)[1] for n in at])
         lines[at[0]] = dataclasses.replace(lines[at[0]], listed=(*lines[at[0]].listed, *listed))
+    at = [n for n, line in enumerate(lines) if _NEEDED.fullmatch(line.heading.strip(": ")) and not line.row]
+    texts = [re.sub(r"\s*\([^()]*\)", "", lines[n].text).rstrip(".;,") for n in at]
+    entries = all(len(text.split()) < 12 and text[-1:] not in ("!", "?", ":") for text in texts)
+    if 1 < len(at) < 12 and at[-1] - at[0] == len(at) - 1 and entries:
+        joined = "; ".join(texts) if any("," in text for text in texts) else ", ".join(texts)
+        if len(joined.split()) <= _LONGEST_VALUE:
+            listed = (*lines[at[0]].listed, Listed("needed", joined))
+            lines[at[0]] = dataclasses.replace(lines[at[0]], listed=listed)
     return lines

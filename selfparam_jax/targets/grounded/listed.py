@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 from selfparam_jax.targets.grounded import words as w
 from selfparam_jax.targets.grounded.composer import Draft
-from selfparam_jax.targets.grounded.discourse import Topic
 from selfparam_jax.targets.grounded.lines import PRESENT, Listed
 from selfparam_jax.targets.grounded.rendering import mark
+from selfparam_jax.targets.grounded.topics import Topic
 
 _LINKED = re.compile(r" (?:of|for|per|in|to|with|at|from|on) ")
 _ALWAYS_SINGULAR = (
@@ -42,6 +42,10 @@ def listed_drafts(listed: Listed, topic: Topic) -> Iterator[Draft]:
     """All questions about a value or a role; those for one fact have the same `about`."""
     if listed.role:
         yield from _about_role(listed.name, listed.value, topic)
+    elif listed.place:
+        yield from _about_place(listed, topic)
+    elif listed.name == "needed":
+        yield from _about_needs(listed, topic)
     elif listed.name.lower() in PRESENT:
         at = f" at the meeting of {topic.name}" if topic.name and topic.kind != "person" else " at the meeting"
         for form, question in (
@@ -75,7 +79,34 @@ def _about_role(role: str, person: str, topic: Topic) -> Iterator[Draft]:
         yield Draft(mark(question), role, "what", form, "role")
 
 
+def _about_place(listed: Listed, topic: Topic) -> Iterator[Draft]:
+    """ "the check weight (in the blue tin)": where is it?"""
+    thing = f"the {_small(listed.name)}"
+    be = "are" if _is_plural(listed.name.lower()) else "is"
+    whole = f"{thing} for {topic.name}" if topic.name and topic.kind not in ("person", "talk") else thing
+    for form, question in (
+        ("direct", f"Where {be} {whole}"),
+        ("named", f"Where {be} {whole} kept"),
+        ("indirect", f"Can you tell me where {whole} {be}"),
+    ):
+        yield Draft(mark(question), listed.value, "where", form, "place")
+
+
+def _about_needs(listed: Listed, topic: Topic) -> Iterator[Draft]:
+    """The entries under "You will need"."""
+    if not topic.name:
+        return
+    for form, question in (
+        ("direct", f"What will you need for {topic.name}"),
+        ("prefix", f"For {topic.name}, what will you need"),
+        ("indirect", f"Can you tell me what you will need for {topic.name}"),
+    ):
+        yield Draft(mark(question), listed.value, "what", form, "needed")
+
+
 def _about_value(listed: Listed, topic: Topic) -> Iterator[Draft]:
+    if topic.name and not listed.of and (topic.bare in listed.value or listed.name.lower() == topic.bare.lower()):
+        return  # "Itinerary: trip to Valmora" is the title
     kind = "how many" if listed.value[:1].isdigit() else "what"
     for form, question in _value_forms(listed, topic):
         yield Draft(mark(question), listed.value, kind, form, "value")

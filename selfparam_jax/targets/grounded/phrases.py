@@ -19,6 +19,7 @@ ORGANISATIONS = WORDS["organisations"]
 _GROUPS = ORGANISATIONS | frozenset(["members", "people", "family", "staff", "crew", "residents"])
 TITLES = ("Dr", "Dr.", "Mr", "Mr.", "Mrs", "Mrs.", "Ms", "Ms.", "Prof", "Prof.", "Professor", "Sir")
 _YEAR = re.compile(r"1\d{3}|20\d\d|21\d\d")
+_ORDINAL = re.compile(r"\d{1,2}(?:st|nd|rd|th)")
 _CLOCK = re.compile(r"\d{1,2}:\d\d")
 
 
@@ -130,20 +131,32 @@ class NounPhrase:
         words = self.words
         core = words[: self.core]
         lows = [word.low for word in core]
-        if any(low in MONEY or low[0] in "$€£" for low in lows) and any(word.tag == "CD" for word in core):
+        if any(low in MONEY or low[0] in "$€£" or w.PENCE.fullmatch(low) for low in lows) and any(
+            word.tag == "CD" for word in core
+        ):
             return "money"
         if any(word.text in w.MONTHS and (word.text != "May" or True) for word in words if word.tag == "NNP"):
             return "date"
         if any(word.text.rstrip("s") in w.DAYS for word in core if word.tag in ("NNP", "NNPS")):
             return "date"
-        if any(_CLOCK.fullmatch(low) for low in lows) or {"a.m.", "p.m.", "noon", "midnight", "o'clock"} & set(lows):
+        if any(_CLOCK.fullmatch(low) for low in lows) or {
+            "a.m.",
+            "p.m.",
+            "am",
+            "pm",
+            "noon",
+            "midnight",
+            "o'clock",
+        } & set(lows):
             return "time"
+        if _ORDINAL.fullmatch(self.words[self.head].text):
+            return "date"  # "by the 20th of the month"
         if all(word.tag == "CD" for word in core) and any(_YEAR.fullmatch(low) for low in lows):
             return "date"
         if self.number is not None:
             if self.noun in DURATIONS:
                 return "duration"
-            return "measure" if self.noun in MEASURES else "count"
+            return "measure" if self.noun in MEASURES and self.number == self.head - 1 else "count"
         if self.noun in TIMES:
             return "date"
         if self.noun in ROLES or (self.has_name and any(low in ROLES for low in lows[:-1])):
@@ -157,11 +170,14 @@ class NounPhrase:
 
     def _kind_of_name(self, people: frozenset[str]) -> str:
         name = [word.text for word in self.name if word.text not in TITLES]
+        if 0 < len(name) < len(self.name) and self.name[0].text in TITLES:
+            return "person"
         last = self.words[self.head].low
         type_word = type_noun(self)
         if type_word:
             last = type_word.split()[-1]
-            return "person" if last in ROLES else "place" if last in PLACES else "thing"
+            person = last in ROLES or (name and all(part in people for part in name))
+            return "person" if person else "place" if last in PLACES else "thing"
         if last in ORGANISATIONS:
             return "organisation"
         if last in PLACES:
@@ -251,6 +267,10 @@ def _join(words: Sequence[Word], at: int, phrase: NounPhrase, end: int) -> tuple
         if following is None:
             break
         other, stop = following
+        if other.text.lower() == "one" and stop < len(words) and words[stop].text == ",":
+            break  # "for the rise and one, Tobias Quill, ..."
+        if phrase.kind() in ("date", "time") and other.kind() not in ("date", "time", "number"):
+            break  # "at 8:40 and returns"
         if not comma:
             nxt = words[stop] if stop < len(words) else None
             own_verb = nxt is not None and (
@@ -286,6 +306,10 @@ def _simple(words: Sequence[Word], at: int) -> tuple[NounPhrase, int] | None:
         return NounPhrase((words[n],), 0, 1), n + 1
     if words[n].tag == "EX":
         return None
+    if words[n].low in ("a", "one") and n + 1 < size and words[n + 1].text in TITLES:
+        return _simple(words, n + 1)  # "a Mrs Quill"
+    if found := _share(words, n):
+        return found
     for text in _QUANTIFIERS:
         parts = text.split()
         ahead = [word.low for word in words[n : n + len(parts)]]
@@ -309,6 +333,8 @@ def _simple(words: Sequence[Word], at: int) -> tuple[NounPhrase, int] | None:
         timed = n > start and (_ends_date(words[n - 1]) or (words[n - 1].tag == "NN" and words[n - 1].low in TIMES))
         if timed and word.tag == "NNP" and word.text not in w.MONTHS:
             break  # "In 2025 Winther discovered"
+        if n > start + 1 and _YEAR.fullmatch(words[n - 1].text) and words[n - 2].text in w.MONTHS:
+            break  # "From 1 April 2025 claims will be ..."
         if word.tag in _BEFORE_HEAD or (word.tag == "VBD" and n == at == 0):
             if word.tag in ("VBN", "VBG") and n > start and words[n - 1].tag in ("NN", "NNS", "NNP"):
                 break  # "festival called"
@@ -370,6 +396,14 @@ def _simple(words: Sequence[Word], at: int) -> tuple[NounPhrase, int] | None:
         end += 2  # "12 euros a year"
     if end + 1 < size and words[end].low == "per" and words[end + 1].tag == "NN":
         end += 2
+    if (
+        end + 1 < size
+        and words[end].low == "to"
+        and words[end + 1].tag == words[end - 1].tag == "CD"
+        and end - 2 >= at
+        and words[end - 2].tag == "NNS"
+    ):
+        end += 2  # "steps 5 to 8"
     core_end = end - at
     while end < size and words[end].low == "of" and not (end + 1 < size and words[end + 1].low in ("which", "whom")):
         inner = _simple(words, end + 1)
@@ -377,6 +411,20 @@ def _simple(words: Sequence[Word], at: int) -> tuple[NounPhrase, int] | None:
             break
         end = inner[1]
     return NounPhrase(tuple(words[at:end]), head - at, max(core, core_end)), end
+
+
+_SHARES = frozenset(("half", "third", "quarter", "fifth", "tenth"))
+
+
+def _share(words: Sequence[Word], at: int) -> tuple[NounPhrase, int] | None:
+    """ "nearly a third of the claims": a share after a quantifier; its noun is what it is a share of."""
+    n = at + (words[at].low in ("nearly", "almost", "about", "over", "roughly", "around"))
+    if n == at or n + 3 >= len(words) or words[n].low not in ("a", "one") or words[n + 1].low not in _SHARES:
+        return None
+    inner = _simple(words, n + 3) if words[n + 2].low == "of" else None
+    if inner is None:
+        return None
+    return NounPhrase(tuple(words[at : inner[1]]), n + 3 - at + inner[0].head, inner[1] - at), inner[1]
 
 
 def _ends_date(word: Word) -> bool:
@@ -440,6 +488,13 @@ class VerbGroup:
 
 _PARTICLES = frozenset(["off", "out", "up", "down", "away", "back", "over", "on"])
 _CHAINS = WORDS["chains"]
+# Verbs with the particles that stand before their object.
+_WITH_OBJECT = {
+    "fill": ("in", "out"), "hand": ("in", "out"), "plug": ("in",), "send": ("in",), "lift": ("out", "off", "up"),
+    "take": ("out", "off"), "pull": ("out", "off", "up"), "switch": ("on", "off"), "turn": ("on", "off"),
+    "cut": ("off", "out"), "put": ("on", "up", "away"), "throw": ("away", "out"), "wipe": ("off", "down"),
+    "set": ("up",), "pick": ("up",), "clean": ("out",), "rinse": ("out",), "write": ("down",), "screw": ("on", "off"),
+}  # fmt: skip
 
 
 def verb_group(words: Sequence[Word], at: int) -> tuple[VerbGroup, int] | None:
@@ -513,6 +568,8 @@ def verb_group(words: Sequence[Word], at: int) -> tuple[VerbGroup, int] | None:
         and w.verb_lemma(words[main].text) == "take"
     ):
         particle, end = end, end + 1
+    if particle is None and end < size and words[end].low in _WITH_OBJECT.get(w.verb_lemma(words[main].text), ()):
+        particle, end = end, end + 1  # "fill in the form", "lift out the pan"
     chain: tuple[Word, ...] = ()
     if (
         end + 1 < size

@@ -8,6 +8,7 @@ from selfparam_jax.targets.grounded.lexicon import SYNONYMS, WORDS
 from selfparam_jax.targets.grounded.phrases import MEASURES, ROLES, TIMES, NounPhrase, text_of
 from selfparam_jax.targets.grounded.words import Word, inflect
 
+_CONDITIONS = ("when", "once", "to", "before", "after")
 _MATERIALS = WORDS["materials"]
 _PEOPLE_NOUNS = WORDS["people_nouns"]
 WHERE = WORDS["where"] | {"close to", "next to", "in front of"}
@@ -16,15 +17,18 @@ WHERE = WORDS["where"] | {"close to", "next to", "in front of"}
 def is_needed(clause: Clause, k: int) -> bool:
     """Whether a phrase belongs to what the verb says, and is no mere circumstance."""
     phrase = clause.rest[k]
-    if phrase.kind in ("adj", "inf"):
+    if phrase.kind in ("adj", "inf", "that"):
         return True
+    if phrase.kind == "reason":
+        return False
     if phrase.kind == "adv":
         return (
             phrase.words[0].low in ("on", "off", "out", "up", "down", "away", "back", "not", "over", "in")
             or clause.verb.copula
         )
     if phrase.kind == "sub":
-        return phrase.preposition in ("if", "unless")
+        # "To call reception, dial 9": what is to be done then, and not at any time.
+        return phrase.preposition in ("if", "unless") or (clause.order and phrase.preposition in _CONDITIONS)
     kind = phrase.phrase.kind() if phrase.phrase is not None else ""
     if phrase.kind == "np":
         timed = phrase.phrase.noun in TIMES and phrase.phrase.determiner in ("every", "each")
@@ -121,7 +125,9 @@ def synonyms(clause: Clause, singular: bool = False, active: bool = False, plain
     group = clause.verb
     made_of = group.lemma == "make" and any(phrase.preposition in ("of", "from") for phrase in clause.rest)
     # "The cold tap runs": nobody manages it.
-    alone = group.lemma == "run" and not group.passive and all(phrase.kind != "np" for phrase in clause.rest)
+    objects = [phrase.phrase for phrase in clause.rest if phrase.kind == "np"]
+    alone = group.lemma == "run" and not group.passive
+    alone &= all(found.determiner in ("every", "each") for found in objects)
     if group.chain or group.negative or group.copula or made_of or alone:
         return []
     lemma = group.lemma + ("" if group.particle is None else " " + group.words[group.particle].low)
@@ -141,6 +147,12 @@ def synonyms(clause: Clause, singular: bool = False, active: bool = False, plain
     return made
 
 
+def participle_of(verb: str) -> str:
+    """The participle of a verb; what follows its first word stays."""
+    first, _, rest = verb.partition(" ")
+    return f"{inflect(first, 'VBN')} {rest}".strip()
+
+
 def plural(noun: str) -> str:
     """A noun in the plural."""
     return noun if noun.endswith("s") else inflect(noun, "NNS")
@@ -156,7 +168,8 @@ def units(found: NounPhrase) -> str:
 
 def are_people(found: NounPhrase) -> bool:
     """Whether a common noun is one of persons, in the singular or plural."""
-    return found.noun in _PEOPLE_NOUNS or (found.plural and found.noun.removesuffix("s") in ROLES)
+    single = found.noun + "s" in _PEOPLE_NOUNS
+    return found.noun in _PEOPLE_NOUNS or single or (found.plural and found.noun.removesuffix("s") in ROLES)
 
 
 def parts_and_materials(words: Sequence[Word]) -> list[tuple[str, str]]:
@@ -204,6 +217,9 @@ def has_pronoun(words: Sequence[Word], ok: Sequence[str] = ()) -> bool:
     unclear = (
         "i",
         "me",
+        "mine",
+        "yours",
+        "theirs",
         "he",
         "she",
         "it",
@@ -221,9 +237,12 @@ def has_pronoun(words: Sequence[Word], ok: Sequence[str] = ()) -> bool:
         "here",
     )
     return any(
-        word.low in unclear
-        and word.low not in ok
-        and not (word.low in ("this", "these", "those") and word.tag == "DT")
+        word.low == "same"  # as what?
+        or (
+            word.low in unclear
+            and word.low not in ok
+            and not (word.low in ("this", "these", "those") and word.tag == "DT")
+        )
         for word in words
     )
 
@@ -231,5 +250,6 @@ def has_pronoun(words: Sequence[Word], ok: Sequence[str] = ()) -> bool:
 def mark(text: str) -> str:
     """The text as a question: a capital first, a question mark last."""
     text = " ".join(text.replace(" ,", ",").split()).rstrip(" ,;")
+    text = text.replace(" can not ", " cannot ")
     text = text if text.endswith((".m.", "Dr.", "St.")) else text.rstrip(".")
     return text[:1].upper() + text[1:] + "?"

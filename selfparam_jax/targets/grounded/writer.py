@@ -8,7 +8,7 @@ from selfparam_jax.data.passages import Passage
 from selfparam_jax.targets.config import GeneratorConfig
 from selfparam_jax.targets.grounded.facts import choose_pairs, find_facts
 
-RULES = 2  # counts up when the rules change: pairs of other rules are not mixed in one file
+RULES = 3  # counts up when the rules change: pairs of other rules are not mixed in one file
 KIND = "grounded."  # what the kinds of its pairs begin with
 
 # The teacher's likelihood of each pair's answer with the document in the prompt, and without it.
