@@ -105,9 +105,9 @@ def traced_for(other: str) -> Iterator[None]:
         jax.clear_caches()
 
 
-def has_matrix_units() -> bool:
-    """Whether this is a processor with units that multiply matrices of bfloat16 (AMX), as Linux names them."""
-    return platform() == "cpu" and "amx_bf16" in _cpu_flags()
+def multiplies_bfloat16() -> bool:
+    """Whether this is a processor with instructions for products of bfloat16: Intel's AMX or AVX-512 BF16."""
+    return platform() == "cpu" and not _cpu_flags().isdisjoint(("amx_bf16", "avx512_bf16"))  # as Linux names them
 
 
 @functools.cache

@@ -59,7 +59,7 @@ from selfparam_jax.training.recipe import Recipe
 # Shares of the speed of a large matrix product. Training and reading: the default job's in docs/jobs/batch.md, beside
 # the products that benchmarks/RESULTS.md begins with. Replies are drawn token by token: all weights for few rows.
 TRAINING_SHARE, READING_SHARE, DRAWING_SHARE = 0.85, 0.7, 0.15
-ROUNDED_SHARE = 0.62  # of the time, where products are rounded to bfloat16 (benchmarks/RESULTS.md, the options)
+ROUNDED_SHARE = 0.66  # of the time, where products are rounded to bfloat16 (benchmarks/RESULTS.md, the options)
 # A pair that is still to be written is taken to be like this one.
 STAND_IN = {"question": "What is the name of the founder of the town on the river?", "answer": "Ada Lovelace Byron"}
 READ_PER_PAIR = 40  # tokens of a row that the teacher reads to judge a pair, padding included

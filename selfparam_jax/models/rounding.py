@@ -1,6 +1,7 @@
 """Products with the frozen weights in bfloat16, in models whose activations are float32.
 
-Processors with matrix units (Intel's AMX) multiply matrices of bfloat16 several times as fast as those of float32.
+Processors with instructions for it (Intel's AMX; AVX-512 BF16, also AMD's since Zen 4) multiply matrices of bfloat16
+twice to several times as fast as those of float32.
 The weights are rounded once and kept beside those in float32, which adapters are merged into; activations are rounded
 as they enter a product (`decoder.rounded_product`). Sums, norms, softmax, the adapter and the loss stay in float32.
 """
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from selfparam_jax.distributed.backend import has_matrix_units
+from selfparam_jax.distributed.backend import multiplies_bfloat16
 from selfparam_jax.models.architecture import ModelConfig
 from selfparam_jax.models.decoder import Int8Kernel, head_weight
 from selfparam_jax.models.parameters import parameter_table
@@ -36,8 +37,8 @@ def rounds_products(precision: str, params: dict, dtype: Any, devices: int = 1) 
     """Whether products with a model's weights are to be rounded to bfloat16.
 
     Args:
-      precision: of `PRECISIONS`. "auto" rounds where that is faster: on one device that is a processor with matrix
-        units, a model of at least `LEAST_BYTES`.
+      precision: of `PRECISIONS`. "auto" rounds where that is faster: on one device that is a processor with
+        instructions for products of bfloat16, a model of at least `LEAST_BYTES`.
       params: the model's, or their shapes.
       dtype: of its activations; products of bfloat16 need no rounding.
       devices: that hold the model.
@@ -50,7 +51,7 @@ def rounds_products(precision: str, params: dict, dtype: Any, devices: int = 1) 
     if precision == "bfloat16":
         return True
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-    return devices == 1 and size >= LEAST_BYTES and has_matrix_units()
+    return devices == 1 and size >= LEAST_BYTES and multiplies_bfloat16()
 
 
 def rounded_params(params: dict) -> dict:

@@ -94,3 +94,12 @@ def test_a_system_without_mallopt(monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(backend.ctypes, "CDLL", lambda name: object())
     assert backend.keep_freed_memory() is False
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("fpu amx_bf16 amx_tile", True), ("avx512f avx512_bf16", True), ("avx2 avx512f", False), ("", False)],
+)
+def test_processors_that_multiply_bfloat16(flags, expected, monkeypatch):
+    monkeypatch.setattr(backend, "_cpu_flags", lambda: frozenset(flags.split()))
+    assert backend.multiplies_bfloat16() is expected

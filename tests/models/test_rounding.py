@@ -147,7 +147,7 @@ def test_what_an_adapter_is_merged_into_is_not_rounded(tiny_model):
     ],
 )
 def test_where_products_are_rounded(precision, dtype, size, devices, units, expected, monkeypatch):
-    monkeypatch.setattr(rounding, "has_matrix_units", lambda: units)
+    monkeypatch.setattr(rounding, "multiplies_bfloat16", lambda: units)
     params = {"x": jax.ShapeDtypeStruct((size // 4,), jnp.float32)}
     assert rounds_products(precision, params, dtype, devices) is expected
 
