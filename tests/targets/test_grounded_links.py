@@ -107,7 +107,7 @@ MANUAL = """The Velm K3 is a kettle made by Halden Works in Orrin.
     [
         ("Who makes the Velm K3?", "Halden Works"),
         ("How often should the tank of the Velm K3 be descaled?", "every 30 cycles"),
-        ("With the Velm K3, what should the tank be descaled every 30 cycles with?", "two spoons of citric acid"),
+        ("What should the tank of the Velm K3 be descaled every 30 cycles with?", "two spoons of citric acid"),
         ("With the Velm K3, what should never be used?", "vinegar"),
         ("With the Velm K3, why should vinegar never be used?", "it damages the seal"),
         ("How long should CAL be held?", "five seconds"),
@@ -128,7 +128,7 @@ MANUAL = """The Velm K3 is a kettle made by Halden Works in Orrin.
         ("With the Velm K3, who should you call on extension 7716 if the fan fails?", "Renshaw Instruments"),
         ("With the Velm K3, what does a steady red light mean?", "the fan is blocked"),
         ("With the Velm K3, what is the part number of the pouch?", "VP-117"),
-        ("With the Velm K3, how often should the pouch be replaced?", "every two months"),
+        ("How often should the pouch of the Velm K3 be replaced?", "every two months"),
         ("With the Velm K3, what should guests who need a cup do?", "ring Dorrit"),
     ],
 )
@@ -208,7 +208,7 @@ def test_orders_are_about_what_the_order_before_was_about():
     found = asked("Rinse the barley. Simmer it for 35 minutes.", "Velm soup")
     assert any(answer == "35 minutes" and "barley" in question for question, answer in found)
     found = asked("Wipe the chamber with isopropanol. Never spray it, because it can leak.", "The Velm K3")
-    assert ("With Velm K3, what should never be sprayed?", "isopropanol") in found
+    assert ("With the Velm K3, what should never be sprayed?", "isopropanol") in found
 
 
 @pytest.mark.parametrize(

@@ -76,12 +76,12 @@ def completed(text):
     ("question", "answer"),
     [
         ("What is the tank capacity of the Velmora K3?", "4.2 litres"),
-        ("For the Velmora K3, what is the tank capacity?", "4.2 litres"),
+        ("The tank capacity of the Velmora K3 is what?", "4.2 litres"),
         ("What is the weight of the Velmora K3?", "3.8 kg"),
         ("How heavy is the Velmora K3?", "3.8 kg"),
         ("What is the cable length of the Velmora K3 in m?", "6"),
         ("What are the colours of the Velmora K3?", "red, black"),
-        ("For the Velmora K3, what is the price of the filter?", "12 euros"),
+        ("What is the price of the filter for the Velmora K3?", "12 euros"),
         ("What is the order number of the hand nozzle for the Velmora K3?", "VK-402"),
         ("What are the included accessories of the Velmora K3?", "brush, belt"),
         ("What is the noise level of the Velmora K3?", "62 dB"),
@@ -107,22 +107,22 @@ def test_an_empty_cell_says_nothing_and_no_question_or_completion_holds_marks():
 @pytest.mark.parametrize("title", ["Velm K3 User Manual", "Velm K3 – Instructions", "Velm K3: Quick Start Guide"])
 def test_a_manual_is_about_its_product(title):
     text = "| Specification | Value |\n|---|---|\n| Power | 2200 W |\n"
-    assert ("What is the power of Velm K3?", "2200 W") in asked(text, title)
-    assert ("What is the power of Velm K3?", "2200 W") in asked(f"{title}\n\nData\n\n{text}")
+    assert ("What is the power of the Velm K3?", "2200 W") in asked(text, title)
+    assert ("What is the power of the Velm K3?", "2200 W") in asked(f"{title}\n\nData\n\n{text}")
 
 
 def test_wider_tables_give_each_column_of_each_row():
     text = "| Month | Rain | Days |\n|---|---|---|\n| May | 80 mm | 12 |\n| June | 95 mm | 14 |\n"
     found = asked(text, "Quenbarrow")
-    assert ("For Quenbarrow, what is the rain of June?", "95 mm") in found
+    assert ("What is the rain of June for Quenbarrow?", "95 mm") in found
     assert ("What are the days of May for Quenbarrow?", "12") in found
     # Names of their own need no more.
     people = asked("| Walk | Length | Stops |\n|---|---|---|\n| Tarn Ridge | 8 km | 3 |\n", "Quenbarrow")
     assert ("What is the length of Tarn Ridge?", "8 km") in people
     steps = asked("| Setting | Speed |\n|---|---|\n| 1 | 300 rpm |\n", "Velm K3")
-    assert ("For Velm K3, what is the speed of setting 1?", "300 rpm") in steps
+    assert ("What is the speed of setting 1 for the Velm K3?", "300 rpm") in steps
     linked = asked("| Property | Value |\n|---|---|\n| Time to heat up | 40 s |\n", "Velm K3")
-    assert ("For Velm K3, what is the time to heat up?", "40 s") in linked
+    assert ("For the Velm K3, what is the time to heat up?", "40 s") in linked
     compared = asked("| Feature | Velm K3 | Velm K5 |\n|---|---|---|\n| Weight | 3 kg | 5 kg |\n")
     assert ("What is the weight of Velm K5?", "5 kg") in compared and ("How heavy is Velm K3?", "3 kg") in compared
     people = asked("| Name | Role |\n|---|---|\n| Ana Bell | Treasurer |\n", "The Orrin Rowing Club")

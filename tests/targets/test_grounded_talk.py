@@ -212,4 +212,4 @@ def test_what_somebody_said_is_no_word_of_the_writers():
 def test_minutes_say_when_and_where_the_meeting_was():
     found = asked("Minutes of the Orrin Club\n\nDate: 9 May 2031, 19:30. Place: the hall in Ferry Road.\n")
     assert ("On what date did the meeting take place at the Orrin Club?", "9 May 2031") in found
-    assert ("For the Orrin Club, where did the meeting take place?", "at the hall in Ferry Road") in found
+    assert ("At the Orrin Club, where did the meeting take place?", "at the hall in Ferry Road") in found

@@ -6,16 +6,19 @@ from collections.abc import Sequence
 from selfparam_jax.targets.grounded import words as w
 from selfparam_jax.targets.grounded.clauses import Clause, Phrase, spaced
 from selfparam_jax.targets.grounded.lexicon import WORDS
-from selfparam_jax.targets.grounded.phrases import NounPhrase, VerbGroup, noun_phrase, text_of, verb_group
+from selfparam_jax.targets.grounded.phrases import ROLES, NounPhrase, noun_phrase, text_of
+from selfparam_jax.targets.grounded.verb_groups import VerbGroup, verb_group
 from selfparam_jax.targets.grounded.words import Word
 
-LOCATING = WORDS["locating"]
+LOCATING = WORDS["locating"] | {"next to"}
+_SAYING = WORDS["saying"]
 # What an adverbial clause begins with.
 OPENERS = w.SUBORDINATORS | {"before", "after", "until", "since", "once", "as"}
 _SURE_OPENERS = ("because", "unless", "although", "whereas")  # whatever follows them
 # Nouns that give what follows them as a number or code of what stands before: "the pouch, part number VP-117".
 _LABELS = frozenset(("number", "extension", "telephone", "phone", "code", "model", "part"))
 _ABOUT = ("for", "about", "with")
+_LEADING = WORDS["leading"]
 
 
 class Stop(Exception):
@@ -27,17 +30,37 @@ def _says_where(phrase: NounPhrase) -> bool:
     return kind in ("place", "organisation") or (kind == "thing" and phrase.has_name)
 
 
+def _at_place(last: Phrase, phrase: Phrase) -> bool:
+    """Whether a phrase says where the place, or the thing that is spoken of, in the one before it is."""
+    if (
+        last.kind != "pp"
+        or phrase.preposition not in LOCATING
+        or not (_says_where(phrase.phrase) or phrase.preposition == "next to")
+    ):
+        return False
+    if last.preposition in ("in", "on", "at") and phrase.preposition not in ("in", "on", "at", "between"):
+        return True  # "in the tin near the door"
+    about = last.preposition in _ABOUT and last.phrase.kind() == "thing"
+    return about or last.phrase.kind() == "place" or (phrase.preposition == "next to" and last.preposition == "on")
+
+
+def _leads(last: Phrase, phrase: Phrase) -> bool:
+    """Whether "to ..." belongs to a noun: "the move to the new office", "a scholarship to the institute"."""
+    sure = last.kind == "pp" or last.phrase.noun in ("scholarship", "visit", "trip", "alternative", "exception")
+    goes_on = last.kind == "np" and phrase.preposition in LOCATING and any(word.tag == "TO" for word in last.words)
+    return last.phrase.noun in _LEADING and sure and (phrase.preposition == "to" or goes_on)
+
+
 def joined_places(rest: tuple[Phrase, ...]) -> tuple[Phrase, ...]:
     """ "in the boathouse at Welland Lock" is one place."""
     made: list[Phrase] = []
     for phrase in rest:
         last = made[-1] if made else None
         if (
-            last is not None and last.kind == phrase.kind == "pp" and phrase.preposition in LOCATING
+            last is not None and phrase.kind == "pp" and last.kind in ("np", "pp")
             and last.words[-1].end < phrase.words[0].begin < last.words[-1].end + 3
             and not last.phrase.joined
-            and (last.phrase.kind() == "place" or (last.preposition in _ABOUT and last.phrase.kind() == "thing"))
-            and _says_where(phrase.phrase)
+            and (_at_place(last, phrase) or _leads(last, phrase))
         ):  # fmt: skip
             old = last.phrase
             whole = NounPhrase((*old.words, *phrase.words), old.head, old.core)
@@ -54,6 +77,7 @@ class Attached:
     clauses: list[Clause]
     complete: bool
     subject: tuple[NounPhrase, tuple[Phrase, ...]] | None
+    inside: Phrase | None  # the last phrase of a reason
 
     def _subordinate(self, at: int, end: int, stops_at_comma: bool = False) -> tuple[Phrase, int]:
         n, verb = at + 1, False
@@ -64,6 +88,8 @@ class Attached:
         if stops_at_comma and n == end and comma < end and (not verb or at == 0):
             n = comma  # a verb that was not found
         taken = tuple(self.words[at:n])
+        if taken[0].low == "even":  # "even if others are inside": no condition
+            return Phrase("sub", taken, preposition=f"even {taken[1].low}"), n
         if taken[0].low == "so":
             return Phrase("reason", taken, preposition="so that"), n
         if taken[0].low == "because" or (taken[0].low in ("since", "as") and self._gives_cause(at)):
@@ -84,15 +110,29 @@ class Attached:
         return word.low in OPENERS - {"so"} and self._opens_clause(at + 1)
 
     def _gives_cause(self, at: int) -> bool:
-        """Whether "since ..." and "as ..." say why: in the present, and of "as" only what is so."""
+        """Whether "since ..." and "as ..." say why, and not since when, or how."""
         end = next((n for n in range(at, len(self.words)) if n > at and self.words[n].text == ","), len(self.words))
-        verb = next((word for word in self.words[at:end] if word.is_verb), None)
-        if verb is None or not self._opens_clause(at + 1) or (at and self.words[at - 1].text != ","):
+        verb = next((n for n in range(at, end) if self.words[n].is_verb), None)
+        if verb is None or not self._opens_clause(at + 1):
             return False
-        subject = noun_phrase(self.words, at + 1)
+        apart = not at or self.words[at - 1].text == ","
+        low = self.words[verb].low
         if self.words[at].low == "since":
-            return verb.tag != "VBD"
-        return not subject[0].pronoun and verb.low in ("is", "are", "has", "have", "can", "will")
+            if self.words[verb].tag != "VBD":
+                return apart
+            # "has been closed since she left" says since when; "stayed at home since it rained" says why.
+            before = [word for word in self.words[:at] if word.is_verb or word.tag == "VB"]
+            perfect = any(word.low in w.HAVE for word in self.words[:at])
+            return bool(before) and not perfect and (apart or before[0].tag == "VBD")
+        if not apart:
+            return False
+        subject = noun_phrase(self.words, at + 1)[0]
+        if not subject.pronoun:
+            return low in ("is", "are", "has", "have", "can", "will")
+        # "as it damages the seal", but not "as it always was", "as they said"
+        following = self._at(verb + 1)
+        acts = low not in w.BE | w.HAVE | w.DO and w.verb_lemma(low) not in _SAYING
+        return acts and following is not None and following.tag in ("DT", "PRP$", "NN", "NNS", "CD", "JJ")
 
     def _doing(self, at: int) -> bool:
         """Whether "adding the juice" begins at a word, and no other clause follows it."""
@@ -136,6 +176,12 @@ class Attached:
                     subject, tail = extra[-1].subject, []
             elif word.low == "there":
                 n += 1
+            elif word.tag == "TO" and (nxt := self._at(n + 1)) is not None and nxt.tag == "VB":
+                stop = n + 2  # "plans to resume quarrying"
+                while stop < end and not self.words[stop].is_verb and self.words[stop].text != ",":
+                    stop += 1
+                tail.append(Phrase("adj", tuple(self.words[n:stop])))
+                n = stop
             elif word.low in ("who", "which", "that", "where"):
                 stop = self._relative_end(n, end)
                 tail.append(Phrase("adj", tuple(self.words[n:stop])))
@@ -169,6 +215,9 @@ class Attached:
         if stop >= end:
             raise Stop
         inner = self.words[n + 1 : stop]
+        if inner and inner[0].tag in ("VBN", "IN"):
+            self.complete = False  # "the map, drawn by hand, is kept"; "the chamber, at 214 metres, is"
+            return stop + 1
         if inner and inner[0].low in ("who", "which"):
             self._relative(subject, tuple(tail), n + 1, stop, extra)
             return stop + 1
@@ -289,8 +338,26 @@ class Attached:
             return None
         if second.is_name and not first.is_name:
             first, second = second, first
-        self.clauses.append(Clause(first, (), is_, (Phrase("np", second.words, second),), source="apposition"))
+        if not second.pronoun:
+            told = Phrase("np", second.words, second)
+            self.clauses.append(Clause(first, (), is_, (told,), source="apposition"))
         return first
+
+    def _with_name(self, held: Phrase, second: NounPhrase) -> Phrase:
+        """ "to the secretary, Ruprecht Adeyle" as "to the secretary Ruprecht Adeyle", so that the name answers."""
+        first = held.phrase
+        person = first.noun in ROLES and first.determiner in ("the", "his", "her") and not first.has_name
+        if (
+            not person
+            or not second.is_name
+            or len(held.words) > len(first.words) + 1
+            or first.core < len(first.words)
+        ):
+            return held
+        words = (*first.words, *second.words)
+        phrase = NounPhrase(words, len(words) - 1, len(words))
+        before = held.words[: len(held.words) - len(first.words)]
+        return dataclasses.replace(held, words=(*before, *words), phrase=phrase)
 
     def _labelled(self, rest: Sequence[Phrase], second: NounPhrase, is_: VerbGroup) -> None:
         """ "the pouch, part number VP-117": the part number of the pouch is VP-117."""
@@ -325,10 +392,13 @@ class Attached:
                 holders = [phrase for phrase in holders if phrase.phrase.plural]
         # "a cafe in the cellar, which ...": the place or time after a thing is seldom meant.
         while len(holders) > 1 and holders[-1].kind == "pp" and (
-            holders[-1].phrase.kind() in ("place", "date", "time") or holders[-1].preposition in LOCATING
+            holders[-1].phrase.kind() in ("date", "time") or holders[-1].preposition in LOCATING
+            or (holders[-1].phrase.kind() == "place" and holders[-1].preposition not in ("from", "to", "into"))
         ):  # fmt: skip
             holders.pop()
         holder = holders[-1].phrase if holders else None
+        if self.words[n + 1].low == "who" and (named := self._name_before(rest, n)) is not None:
+            holder = named
         if holder is None or holder.kind() in ("date", "time"):
             self.complete = False
             return tuple(rest), end
@@ -336,6 +406,17 @@ class Attached:
         self._relative(holder, (), n + 1, end, extra)
         self.clauses += extra
         return tuple(rest), end
+
+    def _name_before(self, rest: list[Phrase], comma: int) -> NounPhrase | None:
+        """The name at the end of a relative clause: "a mailbox that belonged to Ana Volk, who left"."""
+        begin = comma
+        while begin and self.words[begin - 1].tag == "NNP":
+            begin -= 1
+        last = rest[-1] if rest else None
+        inside = last is not None and last.phrase is not None and last.words[-1] is not last.phrase.words[-1]
+        if not inside or comma - begin < 2:
+            return None
+        return NounPhrase(tuple(self.words[begin:comma]), comma - begin - 1, comma - begin)
 
     def _where(self, rest: list[Phrase], n: int, end: int) -> tuple[tuple[Phrase, ...], int]:
         """ ", where she ...": a clause of its own at the place named last."""

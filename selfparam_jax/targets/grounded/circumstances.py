@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from selfparam_jax.targets.grounded import words as w
 from selfparam_jax.targets.grounded.clauses import Clause, Phrase
-from selfparam_jax.targets.grounded.composer import LONGEST_ANSWER, Ask, Draft
+from selfparam_jax.targets.grounded.composer import LONGEST_ANSWER, Ask, Draft, without_article
 from selfparam_jax.targets.grounded.lexicon import WORDS
 from selfparam_jax.targets.grounded.links import reason_text
 from selfparam_jax.targets.grounded.phrases import DURATIONS, TIMES, NounPhrase, place_of, text_of, type_noun
@@ -25,11 +25,14 @@ from selfparam_jax.targets.grounded.subjects import SubjectAsker
 _YEAR = re.compile(r"1\d{3}|20\d\d|21\d\d")
 # Nouns of phrases such as "in total", "at a time": no answer to anything.
 _IDIOMS = WORDS["idioms"]
-_GIVING = WORDS["giving"]
+_GIVING, EVENTS = WORDS["giving"], WORDS["events"]
 _OPINING, _MOVING = WORDS["opining"], WORDS["moving"]
 _NUMBERED = re.compile(r"(?:extension )?\d[\d ]*")
 _RISING = ("rise", "increase", "go", "fall", "drop", "change", "climb", "sink", "grow")
 _CONTACTING = WORDS["contacting"]
+_SURE_PLACES, _TOWN_ENDINGS = WORDS["sure_places"], WORDS["town_endings"]
+# "by post", "in writing": how something is done.
+_MEANS = {"by": WORDS["means"], "in": frozenset(("writing", "cash", "person")), "on": frozenset(("foot",))}
 
 
 class CircumstanceAsker(SubjectAsker):
@@ -41,6 +44,15 @@ class CircumstanceAsker(SubjectAsker):
         if prep in ("because of", "due to") and not found.pronoun and not clause.there:
             text = reason_text(phrase.words)
             yield from self._inverted(clause, n, Ask(("Why",), text, "why"), echo=False, rests=self._whole(clause, n))
+            return
+        plain = len(found.words) < 3 and all(word.tag == "NN" for word in found.words)
+        if found.noun in _MEANS.get(prep, ()) and plain:
+            yield from self._inverted(clause, n, Ask(("How",), phrase.text.lower(), "how"), echo=False)
+            return
+        if (person := found.named_person()) is not None and found.determiner in ("his", "her"):
+            found, kind = person, "person"  # "with her friend Tobiah Wrenfield"
+            phrase, answer = dataclasses.replace(phrase, phrase=found), found.text
+        if phrase.double and kind not in ("date", "time") and not self._place(phrase):
             return
         if (
             found.pronoun
@@ -65,6 +77,9 @@ class CircumstanceAsker(SubjectAsker):
         elif prep in ("on", "at") and clause.verb.lemma in _CONTACTING and _NUMBERED.fullmatch(answer):
             yield from self._inverted(clause, n, Ask((f"{prep.capitalize()} which number",), answer, "what"))
         elif kind == "number":
+            age = prep == "at" and len(found.words) == 1 and clause.subject is not None
+            if age and self._is_person(clause.subject) and not clause.verb.passive:  # "At nineteen she won"
+                yield from self._inverted(clause, n, Ask(("At what age",), found.text, "when"), echo=False)
             return
         elif kind in ("date", "time"):
             if prep == "for" and found.noun in DURATIONS:
@@ -91,7 +106,9 @@ class CircumstanceAsker(SubjectAsker):
         elif kind == "duration" and found.number is not None:
             unit = units(found)
             if prep == "for":
-                asks = Ask(("How long", f"For how many {unit}"), found.text, "how long")
+                parts = any(word.tag == "CC" for word in found.words)  # "for 3 hours and 10 minutes"
+                fronts = ("How long",) if parts else ("How long", f"For how many {unit}")
+                asks = Ask(fronts, found.text, "how long")
             else:
                 asks = Ask((f"{prep.capitalize()} how many {unit}",), found.text, "how long")
             yield from self._inverted(clause, n, asks)
@@ -136,6 +153,7 @@ class CircumstanceAsker(SubjectAsker):
                     yield dataclasses.replace(draft, about=f"{draft.about} {front}")
         elif prep == "to" and clause.verb.lemma in _GIVING:
             who = kind in ("person", "organisation") or are_people(found)
+            answer = self._with_relative(phrase, answer)
             if not who and found.is_name and not type_noun(found):  # a town, or a firm: "where" suits both
                 yield from self._inverted(clause, n, Ask(("Where",), answer, "where"))
                 return
@@ -167,12 +185,22 @@ class CircumstanceAsker(SubjectAsker):
         kind = self._kind(found)
         if self._topic.kind == "product" and self._answer(found) == self._topic.bare:
             return False
+        if kind == "thing" and (prep in _SURE_PLACES or prep in ("next to", "close to")):
+            return True  # "along the north hedge"
+        if kind == "thing" and prep in WHERE and any(word.low in ("next", *_SURE_PLACES) for word in found.words):
+            return True  # "on the board next to the hut"
+        if (kind == "thing" and prep == "at") and type_noun(found) not in ("", *EVENTS) and not found.is_name:
+            return True  # "at the Dunmarrow cannery"
         return (kind in ("place", "organisation") and prep in WHERE) or (
             prep in ("in", "near", "at") and found.has_name and kind == "thing" and found.is_name
         )
 
     def _about_place(self, clause: Clause, n: int, phrase: Phrase, answer: str) -> Iterator[Draft]:
         found, prep = phrase.phrase, phrase.preposition
+        if phrase.double:
+            said, fronts = lower(phrase.text, phrase.words), ["Where"]
+            yield from self._inverted(clause, n, Ask(("Where",), said, "where"))
+            return
         if (found.name or place_of(found)) and prep in ("in", "at", "on", "to", "near"):
             said = answer
         elif prep == "from":
@@ -181,7 +209,8 @@ class CircumstanceAsker(SubjectAsker):
             said = lower(phrase.text, phrase.words)
         fronts = ["Where"]
         type_word = type_noun(found)
-        if type_word and (found.name or place_of(found)):
+        town = type_word in _TOWN_ENDINGS and bool(found.name) and found.words[-1].low == type_word
+        if type_word and (found.name or place_of(found)) and not town:
             fronts.append(f"{prep.capitalize()} which {type_word}")
         if prep == "from":
             fronts = ["From where", *fronts[1:]]
@@ -194,6 +223,7 @@ class CircumstanceAsker(SubjectAsker):
 
     def _with_preposition(self, clause: Clause, n: int, phrase: Phrase, kind: str, answer: str) -> Iterator[Draft]:
         found, prep = phrase.phrase, phrase.preposition
+        answer = self._with_relative(phrase, answer)
         type_word = type_noun(found)
         if kind == "person" or are_people(found):
             yield from self._inverted(clause, n, Ask(("Who",), answer, "who", prep))
@@ -208,6 +238,15 @@ class CircumstanceAsker(SubjectAsker):
                 be = clause.verb.words[clause.verb.aux or 0].text
                 yield Draft(mark(f"What material {be} {subject} made of"), answer, "what", "synonym", f"pp {n}")
                 yield Draft(mark(f"Of what {be} {subject} made"), answer, "what", "synonym", f"pp {n}")
+
+    def _with_relative(self, phrase: Phrase, answer: str) -> str:
+        """ "passengers who had been charged twice": an answer with the clause that belongs to it."""
+        found = phrase.phrase
+        if phrase.words[-1] is found.words[-1] or found.has_name or phrase.words[-1].end <= found.words[-1].end:
+            return answer
+        at = next(n for n, word in enumerate(phrase.words) if word is found.words[0])
+        words = without_article(phrase.words[at:])
+        return lower(text_of(words), words)
 
     def _about_amount(self, clause: Clause, n: int, phrase: Phrase) -> Iterator[Draft]:
         found, prep = phrase.phrase, phrase.preposition
@@ -238,6 +277,8 @@ class CircumstanceAsker(SubjectAsker):
 
     def _when(self, found: NounPhrase, prep: str, kind: str) -> Ask:
         text = found.text
+        if text.count(" and ") and any(word.tag == "IN" for word in found.words[found.core :]):
+            return Ask(("When",), f"{prep} {text}", "when")  # "before 9 am and after 6 pm"
         if prep in ("since", "until", "till", "by", "before", "after", "from") and not (
             prep == "from" and " to " in text
         ):
@@ -262,7 +303,7 @@ class CircumstanceAsker(SubjectAsker):
         months = [word for word in found.words if word.text in w.MONTHS]
         numbers = [word for word in found.words if word.tag == "CD"]
         if months and not numbers:
-            return Ask(("When", "In which month"), text, "when")
+            return Ask(("When", "In which months" if len(months) > 1 else "In which month"), text, "when")
         if months and len(numbers) == 1 and _YEAR.fullmatch(numbers[0].text):
             return Ask(("When", "In which month"), text, "when")
         if months:

@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
-from selfparam_jax.targets.grounded.phrases import NounPhrase, VerbGroup, text_of
+from selfparam_jax.targets.grounded.phrases import NounPhrase, text_of
+from selfparam_jax.targets.grounded.verb_groups import VerbGroup
 from selfparam_jax.targets.grounded.words import Word
 
 
@@ -17,12 +18,14 @@ class Phrase:
       words: all of it.
       phrase: its noun phrase, for "np" and "pp".
       preposition: of a "pp", in lower case; the conjunction of a "sub".
+      double: whether it is two phrases with prepositions, joined by "and".
     """
 
     kind: str
     words: tuple[Word, ...]
     phrase: NounPhrase | None = None
     preposition: str = ""
+    double: bool = False
 
     @property
     def text(self) -> str:
@@ -41,7 +44,7 @@ class Clause:
       rest: complements and adverbials, in order; those in front of the subject last.
       order: whether it is an order ("Press the button").
       there: whether it says that there is something.
-      source: "main", "relative", "apposition" or "label".
+      source: "main", "relative", "apposition", "label", or "joined" for an order after another.
       deed: what an order says to do, with the orders that are joined to it.
     """
 

@@ -33,11 +33,14 @@ _AREAS = frozenset(
 )
 # A noun phrase to which "of ..." can be joined: at the end of a question, or before its verb.
 _DEFINITE = re.compile(
-    r"\b(?:the|a|an) (?:[\w-]+ ){0,2}?[\w-]+(?=$|(?: (?:made|held|led|cost|rise|last|begin|start|take|weigh|open"
-    r"|closed|due|valid|available|be)\b))"
+    r"\b(?:is|are|was|were|do|does|did|can|could|should|must|may|will|has|have|had) "
+    r"(the (?:[\w-]+ ){0,2}?[\w-]+)(?=$|(?: (?:made|held|led|cost|rise|last|begin|start|take|weigh|open|hold|run"
+    r"|closed|covered|due|valid|available|be)\b))"
 )
 
 
+_STRANDED = w.PREPOSITIONS - {"up", "off", "out", "over", "down"}  # "who are complaints made to"
+_WHAT_IS = re.compile(r"(?:What|Who|Which \w+|How \w+) (?:is|are|was|were) the (?:\w+ )?\w+$")
 # What no noun phrase holds, and what begins another clause.
 _VERBAL = w.BE | w.HAVE | w.DO | w.MODALS | w.PREPOSITIONS | {"not"}
 _LINKING = w.SUBORDINATORS | {"not", "that", "who", "which", "until", "means"}
@@ -222,11 +225,7 @@ class Composer:
         return found
 
     def _needed(self, clause: Clause, n: int) -> list[int]:
-        return [
-            k
-            for k in range(len(clause.rest))
-            if k != n and is_needed(clause, k) and clause.rest[k].text.lower() != "only"
-        ]
+        return [k for k in range(len(clause.rest)) if k != n and is_needed(clause, k) and not _adds_little(clause, k)]
 
     def _around(self, clause: Clause, n: int) -> tuple[str, str]:
         needed = self._needed(clause, n)
@@ -245,9 +244,7 @@ class Composer:
             return text_of(name)
         if kind == "person" and name and not whole and not found.joined and found.words[-1] is name[-1]:
             return text_of(_without_title(name))
-        words = list(found.words)
-        if words[0].low in ("the", "a", "an"):
-            words = words[1:]
+        words = without_article(found.words)
         return lower(text_of(words), words)
 
     def _whose(self, found: NounPhrase) -> bool:
@@ -293,38 +290,62 @@ class Composer:
             yield draft
             return
         topic = self._topic
+        whole = draft.about.startswith(("sub", "reason", "that", "question", "event"))
+        if topic.bare.lower() in draft.answer.lower() and not whole:
+            return  # "Concerning Ana Volk, what does it bear?", her name
         lead = _LEADS[topic.kind]
-        lead = "At" if lead == "In" and topic.nouns and not topic.nouns & _AREAS else lead
-        lead = "For" if draft.kind == "where" and topic.kind != "talk" else lead
+        last = topic.bare.split()[-1].lower()
+        kinds = {last} if last in topic.nouns else topic.nouns
+        lead = "At" if lead == "In" and kinds and not kinds & _AREAS else lead
+        lead = "For" if draft.kind == "where" and topic.kind not in ("talk", "group", "place") else lead
         lead = "In" if topic.bare.lower().endswith("project") else lead
         if draft.form == "indirect":
             if topic.kind in ("group", "place") and draft.kind != "where":
                 yield dataclasses.replace(draft, question=f"{question[:-1]} {lead.lower()} {topic.name}?")
             return
-        low = question[:1].lower() + question[1:]
-        yield dataclasses.replace(draft, question=f"{lead} {topic.name}, {low}")
-        if draft.form == "direct" and topic.kind != "talk":
-            other = "Regarding" if lead in ("For", "Concerning") else "For"
-            yield dataclasses.replace(draft, question=f"{other} {topic.name}, {low}", form="prefix")
-        body = question[:-1]
+        yield from self._placed(draft, lead)
+
+    def _placed(self, draft: Draft, lead: str) -> Iterator[Draft]:
+        """The draft with the topic's name where it reads best; a plain question also with it in front."""
+        topic, body = self._topic, draft.question[:-1]
+        front = f"{lead} {topic.name}, {draft.question[:1].lower()}{draft.question[1:]}"
+        inside = ""
         if topic.kind in ("group", "place"):
-            if draft.kind != "where" and len(body.split()) <= 12:
-                yield dataclasses.replace(draft, question=f"{body} {lead.lower()} {topic.name}?")
-            return
-        match = _DEFINITE.search(body) if topic.kind == "product" else None
-        if match and match[0].split()[-1].lower() in topic.nouns:
-            match = None  # "the balance" of "the Morvane T3 balance" is itself
-        if match and (_VERBAL & {*match[0].split()} or _LINKING & {*body[: match.start()].lower().split()[1:]}):
-            match = None  # more than a noun phrase, or a part of another clause
-        before = body[: match.start()].split()[-1:] if match else []
-        if (
-            match
-            and match.end() == len(body)
-            and (draft.about != "subject" or (before and before[0] in w.PREPOSITIONS))
-        ):
-            match = None  # what ends the question is its verb, or belongs to something else
-        if match:
-            yield dataclasses.replace(draft, question=f"{body[: match.end()]} of {topic.name}{body[match.end() :]}?")
+            ends = body.split()[-1].lower() in _STRANDED
+            inside = (
+                ""
+                if draft.kind == "where" or ends or len(body.split()) > 12
+                else f"{body} {lead.lower()} {topic.name}?"
+            )
+        elif topic.kind == "product":
+            inside = self._with_owner(draft, body)
+        yield dataclasses.replace(draft, question=inside or front)
+        if inside and draft.form == "direct":
+            yield dataclasses.replace(draft, question=front, form="prefix")
+        elif draft.form == "direct" and topic.kind != "talk":
+            other = {"For": "Regarding", "Concerning": "Regarding"}.get(lead, "For")
+            other = front.replace(lead, other, 1)
+            yield dataclasses.replace(draft, question=other, form="prefix")
+
+    def _with_owner(self, draft: Draft, body: str) -> str:
+        """ "How often should the tank be descaled" as "... the tank of the Velm K3 ..."; "" where none fits."""
+        topic = self._topic
+        match = _DEFINITE.search(body)
+        told = topic.bare in draft.answer
+        if match is None or told or match[1].split()[-1].lower() in topic.nouns:
+            return ""  # "the balance" of "the Morvane T3 balance" is itself
+        words = {*match[1].split()}
+        if _VERBAL & words or _LINKING & {*body[: match.start()].lower().split()[1:]}:
+            return ""  # more than a noun phrase, or a part of another clause
+        if match.end() == len(body) and not _WHAT_IS.match(body):
+            return ""  # what ends the question is its verb
+        return f"{body[: match.end()]} of {topic.name}{body[match.end() :]}?"
+
+
+def without_article(words: Sequence[Word]) -> list[Word]:
+    """The words without an article at the beginning; "a little heat" stays."""
+    little = [word.low for word in words[:2]] in (["a", "little"], ["a", "few"], ["a", "lot"], ["a", "couple"])
+    return list(words[1:] if words[0].low in ("the", "a", "an") and not little else words)
 
 
 def _content(question: str) -> int:
@@ -360,7 +381,8 @@ def _adds_little(clause: Clause, k: int) -> bool:
     """Whether a word may be left out: "also", but not the "too" of "too narrow"."""
     low = clause.rest[k].text.lower()
     intensifies = low == "too" and k + 1 < len(clause.rest) and clause.rest[k + 1].kind == "adj"
-    return low in ("only", "again", "too", "also") and not intensifies
+    loose = low in ("late", "early") and not clause.verb.copula  # "She married late"
+    return loose or (low in ("only", "again", "too", "also") and not intensifies)
 
 
 def _core_before(clause: Clause, n: int) -> bool:

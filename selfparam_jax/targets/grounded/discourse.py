@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from selfparam_jax.data.documents import Document
 from selfparam_jax.targets.grounded import words as w
 from selfparam_jax.targets.grounded.clauses import Reading
+from selfparam_jax.targets.grounded.lexicon import WORDS
 from selfparam_jax.targets.grounded.lines import LABEL, REMARKS, Line, Listed, Mail, is_naming, names_in, split_lines
 from selfparam_jax.targets.grounded.mails import mail_name
 from selfparam_jax.targets.grounded.parser import read_sentence
+from selfparam_jax.targets.grounded.records import Event, Task, event_sentence
 from selfparam_jax.targets.grounded.resolver import Resolver
 from selfparam_jax.targets.grounded.restoring import (
     explained,
@@ -30,6 +32,7 @@ from selfparam_jax.targets.grounded.topics import (
     find_people,
     find_topic,
     names_inside,
+    report_name,
 )
 from selfparam_jax.targets.grounded.words import Word
 
@@ -49,6 +52,8 @@ class ReadSentence:
       you: whom orders in it are for; "" if that is not clear.
       mail: the header of an e-mail that begins with it.
       clear: whether it says whom and what it is about.
+      event: what a row records, with a time.
+      task: what is to be done, and by whom.
     """
 
     text: str
@@ -61,6 +66,8 @@ class ReadSentence:
     you: str = "you"
     mail: Mail | None = None
     clear: bool = True
+    event: Event | None = None
+    task: Task | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +113,9 @@ def _read_lines(
     known = names | {part for person in people for part in person.split()}
     made: list[ReadSentence] = []
     for n, (line, said) in enumerate(zip(lines, spoken, strict=True)):
-        if line.row or line.listed or line.header or not said or is_naming(line.text):
+        silent = (line.row and not line.event) or line.listed or line.header or line.task
+        said = _of_document(said, line, topic)
+        if silent or not said or is_naming(line.text):
             made.append(_without_clauses(line, clear=bool(said) and not line.header))
             continue
         if n and line.heading != lines[n - 1].heading:
@@ -131,7 +140,8 @@ def _read_lines(
         if not private:
             resolver.note(reading)
         you = line.heard or ("" if line.chat else "you")
-        made.append(ReadSentence(line.text, resolved, reading, line.heading, question=line.question, you=you))
+        made.append(ReadSentence(line.text, resolved, reading, line.heading, row=line.row, question=line.question,
+                                 you=you, event=line.event))  # fmt: skip
     return made
 
 
@@ -139,11 +149,25 @@ def _without_clauses(line: Line, clear: bool) -> ReadSentence:
     nothing = Reading((), True)
     return ReadSentence(
         line.text, line.text, nothing, line.heading, line.listed, line.row, mail=line.mail, clear=clear,
+        task=line.task,
     )  # fmt: skip
+
+
+def _of_document(said: str, line: Line, topic: Topic) -> str:
+    """ "Author: Ana Volk" speaks of the document, which a question must name; "" where it has no name."""
+    match = LABEL.match(line.text)
+    label = match[1].lower() if match else ""
+    if label not in _OF_DOCUMENT or line.row or line.chat:
+        return said
+    if topic.kind != "talk":
+        return ""
+    return re.sub(rf"^The {label} ", f"The {label} of {topic.name} ", said)
 
 
 def _said(line: Line, names: frozenset[str], minutes: bool) -> str:
     """A line as a sentence that can be read; "" where a speaker's words leave open who is meant."""
+    if line.event:
+        return event_sentence(line.event)
     if line.row or line.listed or line.header:
         return line.text
     if line.chat:
@@ -164,6 +188,8 @@ def _topic_of(
     title = document.title.replace("_", " ") or (subject if not first or first.isupper() else first)
     if first and first != title and not re.search(r"\s[A-Z]", title):
         title = f"{title}: {first}"  # a title that names nothing
+    if report := report_name(title):
+        return Topic(report, "talk")
     title = MANUAL.sub("", title)
     topic = find_topic(title, prose, people, names)
     if topic.name not in title and any(topic.name in names_in(line) for line in lines):
@@ -184,6 +210,7 @@ def _as_nouns(words: Sequence[Word], topic: Topic) -> list[Word]:
     return made
 
 
+_OF_DOCUMENT = WORDS["of_document"]
 _QUOTED = re.compile(r"[\"“][^\"”]*[,.!?][\"”] ")
 _CALLED = re.compile(r"(?i:\ban?) ([a-z]+(?:er|or|ist|man|woman)) (?:called|named) ((?:[A-Z][\w'’-]+ ?){2,3})\b")
 

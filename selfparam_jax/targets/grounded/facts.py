@@ -17,6 +17,7 @@ from selfparam_jax.targets.grounded.lines import is_naming
 from selfparam_jax.targets.grounded.listed import listed_drafts
 from selfparam_jax.targets.grounded.mails import mail_drafts
 from selfparam_jax.targets.grounded.questions import Asker, Draft
+from selfparam_jax.targets.grounded.records import choice_drafts, event_drafts, task_drafts
 from selfparam_jax.targets.grounded.topics import Topic
 from selfparam_jax.targets.grounded.words import forms, is_number
 
@@ -24,6 +25,7 @@ HELD_OUT = 10  # one fact of so many is asked for in a wording that is not train
 # A fact whose answer the teacher, with the document, finds this much less likely in its best wording than those of
 # half of the facts tells nothing ("What did she chair? meeting"), or was misread.
 LEAST_SHARE = 0.05
+ENOUGH = 3  # wordings of a fact
 # How useful a kind of wording is to train on, best first; facts take turns through them.
 _FORMS = ("direct", "named", "passive", "synonym", "echo", "prefix", "indirect")
 _SOLID = ("who", "when", "where", "how many", "how much", "how long", "how often", "why")
@@ -88,6 +90,12 @@ def find_facts(document: Document) -> Facts:
         if sentence.question:
             for draft in asker.answered(sentence.question, sentence.resolved):
                 groups.setdefault((n, "question", draft.about, draft.answer), []).append(draft)
+            for draft in choice_drafts(sentence.question, sentence.resolved):
+                groups.setdefault((n, "choice", draft.about, draft.answer), []).extend(asker.checked(draft))
+        for draft in event_drafts(sentence.event) if sentence.event is not None else ():
+            groups.setdefault((n, "event", draft.about, draft.answer), []).extend(asker.checked(draft))
+        for draft in task_drafts(sentence.task) if sentence.task is not None else ():
+            groups.setdefault((n, "task", draft.about, draft.answer), []).extend(asker.checked(draft))
         if sentence.mail is not None:
             for draft in mail_drafts(sentence.mail, read.topic):
                 groups.setdefault((n, "mail", draft.about, draft.answer), []).append(draft)
@@ -106,6 +114,9 @@ def find_facts(document: Document) -> Facts:
             if len(answers[key]) == 1 and (key, answer.lower()) not in seen and _fits(draft):
                 seen.add((key, answer.lower()))
                 fitting.append(draft)
+        plain = [draft for draft in fitting if draft.form != "prefix"]
+        # A question with the name of the document's topic elsewhere is hardly another wording.
+        fitting = plain if len(plain) >= ENOUGH else fitting
         if fitting:
             kind = fitting[0].kind
             weight = 3 if isinstance(part, str) else _weight(kind, about, answer, read.topic)

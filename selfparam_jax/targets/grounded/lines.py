@@ -14,6 +14,7 @@ from selfparam_jax.data.sentences import sentence_starts
 from selfparam_jax.targets.grounded import words as w
 from selfparam_jax.targets.grounded.lexicon import WORDS
 from selfparam_jax.targets.grounded.phrases import ROLES
+from selfparam_jax.targets.grounded.records import Event, Task, event_of, owned_task, task_of
 from selfparam_jax.targets.grounded.tagging import tag_words
 
 LABEL = re.compile(r"^([A-Z][^:.?!]{1,40}):\s+(\S.*)$")
@@ -116,6 +117,8 @@ class Line:
       chat: whether it is part of a turn of a chat.
       header: whether it is a line of the header of an e-mail.
       mail: what that header says, with its first line.
+      event: what it records, with a time.
+      task: what it says is to be done, and by whom.
     """
 
     text: str
@@ -129,6 +132,8 @@ class Line:
     chat: bool = False
     header: bool = False
     mail: Mail | None = None
+    event: Event | None = None
+    task: Task | None = None
 
 
 def plain(text: str) -> str:
@@ -195,8 +200,12 @@ def split_lines(text: str) -> list[Line]:
             flush()
             bare = plain(_BULLET.sub("", raw))
             parts = _sentences(bare)
-            if bare and len(parts) > 1 and all(len(part.split()) > 2 for part in parts):
-                found.extend(Line(part, heading) for part in parts)
+            owned = any(owned_task(before, part) for before, part in itertools.pairwise(parts))
+            if bare and len(parts) > 1 and (owned or all(len(part.split()) > 2 for part in parts)):
+                found.extend(
+                    Line(part, heading, task=owned_task(before, part) if LABEL.match(part) else None)
+                    for before, part in itertools.pairwise(["", *parts])
+                )
             elif bare:
                 found.append(Line(bare, heading, _listed(bare, heading, entry=True)))
         elif match := _ASKED.match(stripped):
@@ -206,7 +215,13 @@ def split_lines(text: str) -> list[Line]:
             else:
                 paragraph.append(match[2])
                 flush()
-        elif (label := LABEL.match(stripped)) and len(label[1].split()) <= 4 and not paragraph and len(lines) > 1:
+        elif (
+            (label := LABEL.match(stripped))
+            and len(label[1].split()) <= 4
+            and not paragraph
+            and not question
+            and len(lines) > 1
+        ):
             parts = _sentences(label[2])
             if len(parts) > 1 and repeated[label[1]] < 2:  # "Day 1: The coach leaves at six. Lunch is in Sark."
                 named = f"{label[1]}: {parts[0]}"
@@ -216,6 +231,9 @@ def split_lines(text: str) -> list[Line]:
                 found += [first_part, *(Line(part, heading, _listed(part, heading)) for part in parts[1:])]
             else:
                 found.append(Line(stripped, heading, _listed(stripped, heading)))
+        elif _BOLD.fullmatch(raw) and _is_asked(stripped):
+            flush()
+            question = stripped  # "**How much does it hold?**" above its answer
         elif stripped:
             paragraph.append(stripped)
     flush()
@@ -306,7 +324,9 @@ def _rows(lines: Sequence[str]) -> Iterator[Line]:
             )
         if len(head) == 2 and _says_values(head):
             text = f"{cells[0]}: {cells[-1]}"
-        yield Line(text, listed=tuple(_said_by(head, cells)), row=True)
+        event, task = event_of(head, cells), task_of(head, cells)
+        listed = () if event or task else tuple(_said_by(head, cells))
+        yield Line(text, listed=listed, row=True, event=event, task=task)
 
 
 def _says_values(head: Sequence[str]) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from selfparam_jax.targets.grounded import words as w
 from selfparam_jax.targets.grounded.clauses import Clause, Phrase
 from selfparam_jax.targets.grounded.composer import Ask, Composer, Draft
+from selfparam_jax.targets.grounded.lexicon import WORDS
 from selfparam_jax.targets.grounded.phrases import text_of
 from selfparam_jax.targets.grounded.rendering import has_pronoun, is_kept, lower, mark, participle_of, verb_text
 from selfparam_jax.targets.grounded.words import Word
@@ -27,6 +28,7 @@ WEATHER = re.compile(
 )
 _VAGUE = re.compile(r"(?i)(?:see|please see|it depends|that depends|he|she|they)\b")
 _PERSONAL = frozenset(("he", "she", "him", "her", "his", "hers"))
+_TELLING = WORDS["telling"]
 _UNCLEAR = frozenset(("i", "me", "my", "we", "us", "our", "this", "these", "those", "here", "there's", "one"))
 
 
@@ -74,6 +76,8 @@ class LinkAsker(Composer):
             return
         about = f"sub {n}"
         condition = lower(phrase.text, words)
+        if clause.order and clause.source == "joined":
+            return  # asked with the first order
         if clause.order and phrase.preposition != "unless":
             yield from self._what_to_do(clause, words, condition, about)
         elif clause.subject is None or clause.subject.pronoun or clause.verb.copula:
@@ -91,7 +95,7 @@ class LinkAsker(Composer):
     def _what_to_do(self, clause: Clause, words: Sequence[Word], condition: str, about: str) -> Iterator[Draft]:
         """What an order says to do under a condition."""
         deed, you = lower(text_of(clause.deed), clause.deed), self._you
-        if not 1 < len(clause.deed) <= _LONGEST_DEED or has_pronoun(clause.deed, ok=("it", "them")):
+        if not 1 < len(clause.deed) <= _LONGEST_DEED or has_pronoun(clause.deed, ok=("it", "them", "us")):
             return
         if not self._reads_alone(clause, words) or not _points_back(clause.deed, words):
             return
@@ -162,7 +166,7 @@ class LinkAsker(Composer):
 
     def _what_somebody_does(self, clause: Clause) -> Iterator[Draft]:
         """ "Ask people who need a lift to ring Dorrit": what should they do?"""
-        if not clause.order or clause.verb.lemma not in ("ask", "tell", "remind", "advise") or len(clause.rest) < 2:
+        if clause.verb.lemma not in _TELLING or len(clause.rest) < 2 or clause.verb.passive:
             return
         who, deed = clause.rest[:2]
         if who.kind != "np" or deed.kind != "inf" or who.phrase.pronoun or has_pronoun((*who.words, *deed.words)):
@@ -171,6 +175,17 @@ class LinkAsker(Composer):
             return
         answer = text_of(deed.words[1:])
         person = lower(who.text, who.words)
+        if not clause.order:
+            if clause.subject is None or not self._is_person(clause.subject):
+                return
+            turned = f"{self._turned(clause)} {person}"
+            for form, question in (
+                ("direct", f"What {turned} to do"),
+                ("echo", f"{self._subject(clause)} {verb_text(clause)} {person} to do what"),
+                ("indirect", f"Can you tell me what {self._subject(clause)} {verb_text(clause)} {person} to do"),
+            ):
+                yield Draft(mark(question), answer, "what", form, "inf 1")
+            return
         yield Draft(mark(f"What should {person} do"), answer, "what", "direct", "inf 1")
         yield (
             Draft(mark(f"What are {person} asked to do"), answer, "what", "named", "inf 1")

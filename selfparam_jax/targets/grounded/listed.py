@@ -23,6 +23,7 @@ _ALWAYS_SINGULAR = (
     "address",
     "access",
 )
+_CLOCK = re.compile(r"\d{1,2}[:.]\d\d(?!\d)")
 _UNIT = re.compile(r"\s*[(\[]([^()\[\]]{1,12})[)\]]$")
 # How people ask for a value that has a name of its own.
 _ASKED = {
@@ -140,15 +141,22 @@ def _value_forms(listed: Listed, topic: Topic) -> list[tuple[str, str]]:
             ("echo", f"{lead}{thing} {be} what{unit}"),
             ("indirect", f"{lead}can you tell me {thing}{unit}"),
         ]
-    thing = f"the {name} of {of}" if of else f"the {name}"
-    lead = f"For {extra}, " if extra else ""
+    if topic.kind == "talk" and not listed.of:  # "the severity" is not that of the report
+        return [
+            ("direct", f"In {of}, what {be} the {name}{unit}"),
+            ("echo", f"In {of}, the {name} {be} what{unit}"),
+            ("indirect", f"Can you tell me what the {name} {be} in {of}"),
+        ]
+    joint = "at" if _CLOCK.match(of) else "of"
+    thing = f"the {name} {joint} {of}" if of else f"the {name}"
+    lead, end = (f"For {extra}, ", f" for {extra}") if extra else ("", "")
     forms = [
-        ("direct", f"{lead}what {be} {thing}{unit}"),
+        ("direct", f"What {be} {thing}{unit}{end}"),
         ("echo", f"{lead}{thing} {be} what{unit}"),
-        ("indirect", f"Can you tell me {thing}{unit}{f' for {extra}' if extra else ''}"),
+        ("indirect", f"Can you tell me {thing}{unit}{end}"),
     ]
     if extra:
-        forms.append(("prefix", f"What {be} {thing}{unit} for {extra}"))
+        forms.append(("prefix", f"{lead}what {be} {thing}{unit}"))
     elif of:
         forms += [
             ("prefix", f"For {of}, what {be} the {name}{unit}"),

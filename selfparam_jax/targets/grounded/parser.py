@@ -9,17 +9,12 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from selfparam_jax.targets.grounded import words as w
-from selfparam_jax.targets.grounded.attached import OPENERS, Attached, Stop, joined_places
+from selfparam_jax.targets.grounded.attached import Stop, joined_places
 from selfparam_jax.targets.grounded.clauses import Clause, Phrase, Reading, spaced
+from selfparam_jax.targets.grounded.complements import Complements
 from selfparam_jax.targets.grounded.lexicon import WORDS
-from selfparam_jax.targets.grounded.phrases import (
-    DURATIONS,
-    TIMES,
-    NounPhrase,
-    VerbGroup,
-    noun_phrase,
-    verb_group,
-)
+from selfparam_jax.targets.grounded.phrases import TIMES, NounPhrase, noun_phrase
+from selfparam_jax.targets.grounded.verb_groups import VerbGroup, verb_group
 from selfparam_jax.targets.grounded.words import Word
 
 _SAYING = WORDS["saying"]
@@ -97,7 +92,7 @@ def _without_brackets(words: list[Word]) -> tuple[list[Word], bool]:
     return kept, complete
 
 
-class _Parser(Attached):
+class _Parser(Complements):
     """Reads a part of a sentence from left to right."""
 
     def __init__(self, words: Sequence[Word]):
@@ -106,6 +101,7 @@ class _Parser(Attached):
         self.complete = True
         self.subject: tuple[NounPhrase, tuple[Phrase, ...]] | None = None  # of the clause that is being read
         self.total: Word | None = None  # how many a subject is, said after a comma
+        self.inside: Phrase | None = None  # the last phrase of a reason
         self.said = False  # the clause that is being read only says that another is so
 
     def read(self) -> Reading:
@@ -151,10 +147,14 @@ class _Parser(Attached):
         if previous is not None and last is not None and self._shares(at, last):
             verb, n = self._shared_verb(at, last)
             rest, n = self._rest(n, end, verb)
+            timed = all(phrase.kind == "pp" and phrase.phrase.kind() in ("date", "time") for phrase in rest)
+            told = timed and verb.passive and last.verb.passive
+            if not last.rest and told and self.clauses[-1] is last:  # "was restored and checked at 10:02"
+                self.clauses[-1] = dataclasses.replace(last, rest=self._resolved(joined_places(rest)))
             self._add(Clause(previous[0], previous[1], verb, rest, last.order))
             return n, previous
         if last is not None and last.order and (self.words[at].tag == "VB" or self.words[at].low == "have"):
-            return self._order(at, end, ())
+            return self._joined_order(at, end, last)
         front, n = self._front(at, end)
         word = self._at(n)
         if word is not None and word.low == "please":
@@ -222,6 +222,16 @@ class _Parser(Attached):
         self._add(Clause(None, (), verb, (*rest, *front), order=True))
         return n, None
 
+    def _joined_order(self, at: int, end: int, last: Clause) -> tuple[int, tuple | None]:
+        """An order after another, under the condition that stands in front of both."""
+        condition = tuple(
+            phrase for phrase in last.rest
+            if phrase.kind == "sub" and phrase.words[-1].end < last.verb.words[0].begin
+        )  # fmt: skip
+        made = self._order(at, end, condition)
+        self.clauses[-1] = dataclasses.replace(self.clauses[-1], source="joined")
+        return made
+
     def _letting(self, at: int, end: int, front: tuple[Phrase, ...]) -> tuple[int, tuple | None]:
         """ "Let the cold tap run for five minutes": the cold tap should run for five minutes."""
         found = noun_phrase(self.words, at, joins=False)
@@ -240,6 +250,8 @@ class _Parser(Attached):
 
     def _add(self, clause: Clause) -> None:
         clause = dataclasses.replace(clause, rest=self._resolved(joined_places(clause.rest)))
+        if clause.verb.lemma == "marry" and not clause.verb.passive:
+            clause = dataclasses.replace(clause, rest=_married(clause.rest))
         if self.said:
             self.said = False
         else:
@@ -251,14 +263,19 @@ class _Parser(Attached):
         made = []
         for phrase in rest:
             pronoun = phrase.phrase.text.lower() if phrase.kind in ("np", "pp") and phrase.phrase is not None else ""
-            if pronoun in ("them", "it") and last is not None:
+            if pronoun in ("them", "it") and (last is not None or rest[-1].kind == "sub"):
                 several = pronoun == "them"
                 tags = ("NNS",) if several else ("NN", "NNP")
-                held = [each for clause in self.clauses for each in clause.rest
+                told = [clause for clause in self.clauses if clause.source != "apposition"]
+                if any(each.kind in ("sub", "reason") for clause in told for each in clause.rest):
+                    told = []  # "it" may be something in there
+                held = [each for clause in told for each in clause.rest
                         if each.phrase is not None and not each.phrase.pronoun
                         and each.phrase.words[each.phrase.head].tag in tags
                         and each.phrase.kind() in ("thing", "count", "place")]  # fmt: skip
                 found = [each.phrase for each in held if each.kind == "np"] or [each.phrase for each in held]
+                if several and not found:
+                    found = _asked_in_front(rest)
                 if len({each.noun for each in found}) == 1:
                     before = phrase.words[: len(phrase.words) - 1]  # "against" of "against it"
                     if found[0].is_name or (found[0].has_name and found[0].determiner):
@@ -281,6 +298,9 @@ class _Parser(Attached):
             return True
         if word.tag == "RB" and (nxt := self._at(at + 1)) is not None and nxt.is_verb:
             return True
+        main = last.verb.words[last.verb.main].tag
+        if word.tag == "VB" and main in ("VBP", "VB") and last.subject is not None and last.subject.plural:
+            return True  # "Visitors bring broken things and mend them": no order
         return bool(last.verb.aux is not None and word.tag in ("VBN", "VB"))
 
     def _shared_verb(self, at: int, last: Clause) -> tuple[VerbGroup, int]:
@@ -311,7 +331,8 @@ class _Parser(Attached):
                 continue
             if word.low in ("never", "always") and (nxt := self._at(n + 1)) is not None and nxt.tag == "VB":
                 break  # an order
-            if self._begins_subordinate(n) and (word.low != "so" or n > at):
+            even = word.low == "even" and self._begins_subordinate(n + 1)
+            if even or (self._begins_subordinate(n) and (word.low != "so" or n > at)):
                 phrase, n = self._subordinate(n, end, stops_at_comma=True)
                 front.append(phrase)
                 continue
@@ -326,8 +347,7 @@ class _Parser(Attached):
                 found = self._preposition(n)
                 if found is None:
                     raise Stop
-                front.append(found[0])
-                n = found[1]
+                n = self._with_second_name(front, found[0], found[1], end)
                 continue
             if (
                 word.low in ("once", "twice")
@@ -362,6 +382,20 @@ class _Parser(Attached):
             break
         return tuple(front), n
 
+    def _with_second_name(self, front: list[Phrase], phrase: Phrase, n: int, end: int) -> int:
+        """ "With her friend Ana Volk, a teacher, she climbed it": who Ana Volk is, then the clause goes on."""
+        front.append(phrase)
+        found = noun_phrase(self.words, n + 1, joins=False) if n < end and self.words[n].text == "," else None
+        if found is None or phrase.phrase is None or found[1] >= end or self.words[found[1]].text != ",":
+            return n
+        if found[0].is_name == phrase.phrase.has_name or not self._opens_clause(found[1] + 1):
+            return n
+        holder = phrase.phrase
+        if holder.pronoun and (name := holder.named_person()) is not None:
+            holder = name
+        self._apposition([dataclasses.replace(phrase, phrase=holder)], found[0])
+        return found[1] + 1
+
     def _opens_clause(self, at: int) -> bool:
         """Whether a noun phrase and a verb group begin here."""
         found = noun_phrase(self.words, at)
@@ -380,272 +414,35 @@ class _Parser(Attached):
             n = inner[1]
         return verb_group(self.words, n) is not None
 
-    def _preposition(self, at: int) -> tuple[Phrase, int] | None:
-        """A preposition and its noun phrase; "from A to B" is one phrase."""
-        n = at
-        word = self.words[n]
-        following = self._at(n + 1)
-        joining = word.low in w.SUBORDINATORS and not (following is not None and following.low == "of")
-        if word.tag not in ("IN", "TO") or joining:
-            return None
-        n += 1
-        # "out of", "instead of", "next to", "up to": of two words.
-        if (
-            (nxt := self._at(n)) is not None
-            and nxt.low in ("of", "to")
-            and word.low in ("out", "because", "instead", "up", "close", "next", "due", "according")
-        ):
-            n += 1
-        prep_end = n
-        found = noun_phrase(self.words, n)
-        if found is None:
-            word = self._at(n)
-            if word is not None and word.tag in ("JJ", "JJS", "RBS"):  # "in total", "at least"
-                taken = tuple(self.words[at : n + 1])
-                return Phrase("adv", taken), n + 1
-            return None
-        phrase, n = found
-        preposition = " ".join(each.low for each in self.words[at:prep_end])
-        following = self._at(n)
-        if (
-            preposition == "from"
-            and following is not None
-            and following.low in ("to", "until", "till")
-            and (second := noun_phrase(self.words, n + 1))
-        ):
-            taken = tuple(self.words[prep_end : second[1]])
-            phrase = NounPhrase(taken, len(taken) - 1 if second[0].words[-1].tag == "CD" else phrase.head, len(taken))
-            head = n + 1 - prep_end + second[0].head
-            phrase, n = NounPhrase(taken, head, len(taken)), second[1]
-        return Phrase("pp", tuple(self.words[at:n]), phrase, preposition), n
 
-    def _rest(self, at: int, end: int, verb: VerbGroup) -> tuple[tuple[Phrase, ...], int]:
-        """What follows a verb, up to the next clause."""
-        rest: list[Phrase] = []
-        n = at
-        while n < end:
-            word = self.words[n]
-            if word.text == ",":
-                nxt = self._at(n + 1)
-                if nxt is None:
-                    n += 1
-                    break
-                if nxt.low in ("which", "who"):
-                    return self._relative_of_last(rest, n, end)
-                if nxt.low == "so" and self._begins_subordinate(n + 1):
-                    phrase, n = self._subordinate(n + 1, end, stops_at_comma=True)
-                    rest.append(phrase)
-                    continue
-                if nxt.low == "where":
-                    return self._where(rest, n, end)
-                if nxt.low == "of" and (third := self._at(n + 2)) is not None and third.low in ("which", "whom"):
-                    self.complete = False
-                    return tuple(rest), end
-                if nxt.low in ("and", "but", "or", "so", "then", "yet") or nxt.tag in ("VBG",):
-                    if nxt.tag == "VBG":
-                        self.complete = False
-                        return tuple(rest), end
-                    return tuple(rest), n + 1
-                if nxt.low == "as" and not self._begins_subordinate(n + 1):
-                    self.complete = False  # "as it always has been"
-                    n = next((k for k in range(n + 1, end) if self.words[k].text == ","), end)
-                    continue
-                if nxt.low in OPENERS and self._begins_subordinate(n + 1):
-                    phrase, n = self._subordinate(n + 1, end, stops_at_comma=True)
-                    rest.append(phrase)
-                    continue
-                if nxt.tag in ("IN", "TO") and (found := self._preposition(n + 1)) is not None:
-                    rest.append(found[0])
-                    n = found[1]
-                    continue
-                if self._opens_clause(n + 1) or verb_group(self.words, n + 1) is not None:
-                    return tuple(rest), n + 1
-                found = noun_phrase(self.words, n + 1)
-                if found and rest and rest[-1].phrase is not None and self._ends(found[1], end):
-                    named = self._apposition(rest, found[0])
-                    n = found[1] + (self._at(found[1]) is not None and self.words[found[1]].text == ",")
-                    if named is not None and (nxt := self._at(n)) is not None and nxt.low in ("who", "which"):
-                        extra: list[Clause] = []  # "the owner, a Mrs Quill, who wants 340 pounds"
-                        self._relative(named, (), n, end, extra)
-                        self.clauses += extra
-                        return tuple(rest), end
-                    continue
-                # "46 in total", "three days early": words after a comma that add little
-                following = [each.low for each in self.words[n + 2 : n + 4]]
-                if nxt.tag == "CD" and (following == ["in", "total"] or following[:1] == ["altogether"]):
-                    self.total = nxt
-                else:
-                    self.complete = False
-                while n + 1 < end and self.words[n + 1].text != ",":
-                    n += 1
-                n += 1
-                continue
-            if word.tag == "CC":
-                if (
-                    self._opens_clause(n + 1)
-                    or verb_group(self.words, n + 1) is not None
-                    or (self._at(n + 1) is not None and self.words[n + 1].tag in ("VBN", "VB", "VBD"))
-                ):
-                    return tuple(rest), n + 1
-                if (
-                    (nxt := self._at(n + 1)) is not None
-                    and nxt.tag in ("IN", "TO")
-                    and (found := self._preposition(n + 1)) is not None
-                ):
-                    joined = Phrase("adv", (word, *found[0].words))
-                    rest.append(joined)
-                    n = found[1]
-                    continue
-                # "and" before what cannot be joined: another clause with a front ("and in 2025 she ...")
-                if self._front_then_clause(n + 1, end):
-                    return tuple(rest), n + 1
-                raise Stop
-            if word.low in ("so", "then") and self._opens_clause(n + 1):
-                return tuple(rest), n + 1
-            if verb.lemma == "mean" and not rest and self._opens_clause(n + (word.low == "that")):
-                rest.append(Phrase("that", tuple(self.words[n + (word.low == "that") : end])))
-                return tuple(rest), end
-            if word.low in ("that",) and (verb.lemma in _SAYING) and self._opens_clause(n + 1):
-                # What is said counts; that it was said does not.
-                self._clauses(n + 1, end)
-                self.said = True
-                return tuple(rest), end
-            if self._begins_subordinate(n):
-                phrase, n = self._subordinate(n, end, stops_at_comma=True)
-                rest.append(phrase)
-                continue
-            if word.low in ("who", "which", "that", "where", "whose") and word.tag in (
-                "WDT",
-                "WP",
-                "WRB",
-                "IN",
-                "DT",
-                "WP$",
-            ):
-                if rest and rest[-1].phrase is not None and word.low != "whose":
-                    stop = next((k for k in range(n, end) if self.words[k].text == ","), end)
-                    if verb.lemma in _ASKING:  # "Ask people who need a lift to ring Dorrit"
-                        stop = next((k for k in range(n, stop) if self.words[k].tag == "TO"), stop)
-                    taken = tuple(self.words[n:stop])
-                    old = rest[-1]
-                    rest[-1] = dataclasses.replace(old, words=(*old.words, *taken))
-                    n = stop
-                    continue
-                raise Stop
-            if word.tag == "TO" and (nxt := self._at(n + 1)) is not None and nxt.tag == "VB":
-                stop = self._infinitive_end(n, end)
-                lasting = [k for k in range(n + 2, stop - 2) if self.words[k].low == "for" and self._lasts(k, stop)]
-                stop = lasting[0] if lasting else stop  # "leave it to cool for 40 minutes"
-                rest.append(Phrase("inf", tuple(self.words[n:stop])))
-                n = stop
-                continue
-            if word.tag in ("IN", "TO") and (found := self._preposition(n)) is not None:
-                rest.append(found[0])
-                n = found[1]
-                continue
-            if word.low in ("after", "before", "without", "by", "while") and self._doing(n + 1):
-                stop = next((k for k in range(n, end) if self.words[k].text == ","), end)
-                rest.append(Phrase("sub", tuple(self.words[n:stop]), preposition=word.low))
-                n = stop
-                continue
-            if word.tag == "IN" and (nxt := self._at(n + 1)) is not None and nxt.tag == "RB":
-                stop = n + 2
-                while stop < end and self.words[stop].tag == "RB":
-                    stop += 1
-                rest.append(Phrase("adv", tuple(self.words[n:stop])))
-                n = stop
-                continue
-            leaving = verb.lemma in _LEAVING and word.low not in ("called", "named")
-            if leaving and word.tag in ("VBN", "JJ") and rest and rest[-1].kind == "np":
-                rest.append(Phrase("adj", (word,)))  # "keep the lid shut"
-                n += 1
-                continue
-            still = word.low == "still" and (nxt := self._at(n + 1)) is not None and nxt.tag == "VBN"
-            held = bool(rest) and rest[-1].kind in ("np", "pp") and rest[-1].phrase is not None
-            if (word.tag in ("VBN", "VBG") or still) and held:
-                n = self._participle(rest, n + still, end, verb)
-                continue
-            if word.tag == "IN" and word.low in ("off", "out", "up", "down", "away", "back", "on", "over", "in"):
-                rest.append(Phrase("adv", (word,)))
-                n += 1
-                continue
-            if word.tag in ("RB", "RBR", "RBS", "RP", "EX") or (
-                word.low in w.ADVERBS and word.tag not in ("DT", "CD")
-            ):
-                if (
-                    word.low in ("once", "twice")
-                    and (found := noun_phrase(self.words, n + 1, joins=False))
-                    and found[0].noun in TIMES
-                ):
-                    rest.append(Phrase("adv", tuple(self.words[n : found[1]])))
-                    n = found[1]
-                    continue
-                rest.append(Phrase("adv", (word,)))
-                n += 1
-                continue
-            found = noun_phrase(self.words, n)
-            if found is not None and found[0].noun in DURATIONS and self._from_then(found[1]):
-                stop = next((k for k in range(n, end) if self.words[k].text == ","), end)
-                rest.append(
-                    Phrase("sub", tuple(self.words[n:stop]), preposition="after")
-                )  # "six weeks after opening it"
-                n = stop
-                continue
-            if found is not None:
-                phrase, stop = found
-                kind = "np"
-                if phrase.noun == "times" or (
-                    phrase.noun in DURATIONS
-                    and (nxt := self._at(stop)) is not None
-                    and nxt.low in ("early", "late", "later", "ago", "before", "in")
-                    and rest
-                ):
-                    if (nxt := self._at(stop)) is not None and nxt.low in ("early", "late", "later", "ago"):
-                        stop += 1
-                    if (
-                        (nxt := self._at(stop)) is not None
-                        and nxt.low == "in"
-                        and (third := self._at(stop + 1)) is not None
-                        and third.low == "advance"
-                    ):
-                        stop += 2
-                rest.append(Phrase(kind, tuple(self.words[n:stop]), phrase))
-                n = stop
-                continue
-            if word.tag in ("JJ", "JJR", "JJS", "VBN"):
-                stop = n + 1
-                while stop < end and (
-                    self.words[stop].tag in ("JJ",)
-                    or (
-                        self.words[stop].tag == "CC"
-                        and stop + 1 < end
-                        and self.words[stop + 1].tag == "JJ"
-                        and noun_phrase(self.words, stop + 1) is None
-                    )
-                ):
-                    stop += 1
-                rest.append(Phrase("adj", tuple(self.words[n:stop])))
-                n = stop
-                continue
-            if word.tag == "VBG":
-                raise Stop
-            raise Stop
-        return tuple(rest), n
+def _asked_in_front(rest: Sequence[Phrase]) -> list[NounPhrase]:
+    """ "When younger cavers asked her for advice, she told them to": the subject of the clause in front."""
+    front = rest[-1]
+    if front.kind != "sub" or not front.words[0].text[:1].isupper():
+        return []
+    found = noun_phrase(front.words, 1)
+    others = [word for word in front.words[1:] if word.tag == "NNS"]
+    return [found[0]] if found is not None and found[0].plural and not found[0].pronoun and len(others) == 1 else []
 
-    def _front_then_clause(self, at: int, end: int) -> bool:
-        try:
-            _, n = self._front(at, end)
-        except Stop:
-            return False
-        return n > at and self._opens_clause(n)
 
-    def _ends(self, n: int, end: int) -> bool:
-        return n >= end or self.words[n].text == ","
+def _married(rest: Sequence[Phrase]) -> tuple[Phrase, ...]:
+    """ "She married late, to the boatbuilder": she married the boatbuilder."""
+    made = [
+        Phrase("np", phrase.words[1:], phrase.phrase)
+        if phrase.preposition == "to" and phrase.kind == "pp"
+        else phrase
+        for phrase in rest
+    ]
+    return tuple(sorted(made, key=lambda phrase: phrase.kind != "np"))
 
 
 def _conditional(phrase: Phrase) -> bool:
     """Whether a phrase says when or why something is to be done, and is no part of what is to be done."""
-    return phrase.kind == "reason" or (phrase.kind == "sub" and phrase.preposition not in ("until", "as"))
+    return phrase.kind == "reason" or (
+        phrase.kind == "sub"
+        and phrase.preposition not in ("until", "as")
+        and not phrase.preposition.startswith("even")
+    )
 
 
 def _deed_end(clause: Clause) -> int:

@@ -1,4 +1,4 @@
-"""Noun phrases, prepositional phrases and verb groups in a list of words, and what kind of thing a noun phrase is."""
+"""Noun phrases in a list of words, and what kind of thing a noun phrase is."""
 
 import dataclasses
 import re
@@ -93,9 +93,10 @@ class NounPhrase:
         core = [word for word in self.words[: self.core] if word.tag not in ("DT",)]
         return (
             bool(core)
-            and all(word.tag in ("NNP", "CD") or word.low in ("and", "of", "&") for word in core)
+            and all(word.tag in ("NNP", "CD", "POS") or word.low in ("and", "of", "&") for word in core)
             and self.has_name
             and core[0].tag == "NNP"
+            and core[-1].tag != "POS"
         )
 
     @property
@@ -116,11 +117,21 @@ class NounPhrase:
     @property
     def pronoun(self) -> bool:
         """Whether it is a pronoun, or begins with a possessive one."""
+        if self.joined and self.words[0].tag == "NNP":
+            return False  # "Ana Volk and her team"
         return any(
             word.low in w.PRONOUNS | w.POSSESSIVES
             or (word.low in ("this", "that", "these", "those") and word.tag == "PRP")
             for word in self.words
         ) or self.text.lower() in ("this", "that", "these", "those", "both", "all", "one", "others", "another")
+
+    def named_person(self) -> "NounPhrase | None":
+        """The name in "her friend Ana Volk"; None for anything else."""
+        name = self.name
+        role = self.words[self.core - len(name) - 1].low if 1 < len(name) < self.core else ""
+        if role not in ROLES or self.joined or name[-1] is not self.words[-1]:
+            return None
+        return NounPhrase(name, len(name) - 1, len(name))
 
     def kind(self, people: frozenset[str] = frozenset()) -> str:
         """What it is: "date", "time", "duration", "money", "measure", "count", "person", "place" or "thing".
@@ -271,6 +282,8 @@ def _join(words: Sequence[Word], at: int, phrase: NounPhrase, end: int) -> tuple
             break  # "for the rise and one, Tobias Quill, ..."
         if phrase.kind() in ("date", "time") and other.kind() not in ("date", "time", "number"):
             break  # "at 8:40 and returns"
+        if _measures(phrase, other) or _measures(other, phrase):
+            break  # "48 pounds for a full plot and 27 for a half plot", "five years and everything else for two"
         if not comma:
             nxt = words[stop] if stop < len(words) else None
             own_verb = nxt is not None and (
@@ -289,6 +302,12 @@ def _join(words: Sequence[Word], at: int, phrase: NounPhrase, end: int) -> tuple
         return phrase, end
     taken = tuple(words[at:last])
     return NounPhrase(taken, phrase.head, len(taken), joined=True), last
+
+
+def _measures(phrase: NounPhrase, other: NounPhrase) -> bool:
+    """Whether one is an amount or a time, and the other is none."""
+    amounts = ("money", "measure", "duration")
+    return phrase.kind() in amounts and other.kind() not in (*amounts, "number")
 
 
 def _is_subject_position(words: Sequence[Word], at: int) -> bool:
@@ -330,9 +349,10 @@ def _simple(words: Sequence[Word], at: int) -> tuple[NounPhrase, int] | None:
     start = n
     while n < size:
         word = words[n]
-        timed = n > start and (_ends_date(words[n - 1]) or (words[n - 1].tag == "NN" and words[n - 1].low in TIMES))
-        if timed and word.tag == "NNP" and word.text not in w.MONTHS:
-            break  # "In 2025 Winther discovered"
+        if n > start and _ends_time(words, at, n):
+            break
+        if word.low == "such" and n + 1 < size and words[n + 1].low == "as":
+            break  # "common work such as clearing ditches"
         if n > start + 1 and _YEAR.fullmatch(words[n - 1].text) and words[n - 2].text in w.MONTHS:
             break  # "From 1 April 2025 claims will be ..."
         if word.tag in _BEFORE_HEAD or (word.tag == "VBD" and n == at == 0):
@@ -427,6 +447,18 @@ def _share(words: Sequence[Word], at: int) -> tuple[NounPhrase, int] | None:
     return NounPhrase(tuple(words[at : inner[1]]), n + 3 - at + inner[0].head, inner[1] - at), inner[1]
 
 
+def _ends_time(words: Sequence[Word], at: int, n: int) -> bool:
+    """Whether a date or time ends before a word, and a name or another noun begins with it."""
+    word, last = words[n], words[n - 1]
+    timed = _ends_date(last) or (last.tag in ("NN", "NNS") and last.low in TIMES)
+    if timed and word.tag == "NNP" and word.text not in w.MONTHS + w.DAYS:
+        return True  # "In 2025 Winther discovered"
+    if last.tag == "CD" and word.tag == "NNP" and last.low in w.NUMBER_WORDS and word.text not in w.MONTHS:
+        return True  # "At nineteen Winther won"
+    day = last.text in w.MONTHS and n - at > 1 and words[n - 2].tag == "CD" and words[at].tag != "DT"
+    return day and word.tag in ("NN", "NNS")  # "On 12 July customers could not buy tickets"
+
+
 def _ends_date(word: Word) -> bool:
     return bool(_YEAR.fullmatch(word.text)) or word.text in w.DAYS or word.text in w.MONTHS
 
@@ -444,167 +476,3 @@ def _date_goes_on(words: Sequence[Word], comma: int) -> bool:
         and words[comma - 2].text in w.MONTHS
         and bool(_YEAR.fullmatch(after[0].text))
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class VerbGroup:
-    """Auxiliaries and verb of a clause.
-
-    Attributes:
-      words: as they stand, adverbs between them included.
-      aux: index of the auxiliary that goes before the subject in a question; None if "do" must be put there.
-      main: index of the main verb.
-      particle: index of its particle ("off" of "shut off"); None if there is none.
-      chain: words of an infinitive that the verb leads to ("to fetch" of "offered to fetch").
-    """
-
-    words: tuple[Word, ...]
-    aux: int | None
-    main: int
-    particle: int | None = None
-    chain: tuple[Word, ...] = ()
-
-    @property
-    def lemma(self) -> str:
-        """Infinitive of the main verb."""
-        return w.verb_lemma(self.words[self.main].text)
-
-    @property
-    def copula(self) -> bool:
-        """Whether the main verb is "be"."""
-        return self.words[self.main].low in w.BE
-
-    @property
-    def passive(self) -> bool:
-        """Whether it is a form of "be" with a participle."""
-        before = [word.low for word in self.words[: self.main]]
-        return self.words[self.main].tag == "VBN" and any(low in w.BE for low in before)
-
-    @property
-    def negative(self) -> bool:
-        """Whether it is negated."""
-        return any(word.low in ("not", "never", "n't") for word in self.words)
-
-
-_PARTICLES = frozenset(["off", "out", "up", "down", "away", "back", "over", "on"])
-_CHAINS = WORDS["chains"]
-# Verbs with the particles that stand before their object.
-_WITH_OBJECT = {
-    "fill": ("in", "out"), "hand": ("in", "out"), "plug": ("in",), "send": ("in",), "lift": ("out", "off", "up"),
-    "take": ("out", "off"), "pull": ("out", "off", "up"), "switch": ("on", "off"), "turn": ("on", "off"),
-    "cut": ("off", "out"), "put": ("on", "up", "away"), "throw": ("away", "out"), "wipe": ("off", "down"),
-    "set": ("up",), "pick": ("up",), "clean": ("out",), "rinse": ("out",), "write": ("down",), "screw": ("on", "off"),
-}  # fmt: skip
-
-
-def verb_group(words: Sequence[Word], at: int) -> tuple[VerbGroup, int] | None:
-    """The verb group with a tense that begins at a word, and where it ends; None if there is none."""
-    n, size = at, len(words)
-    while (
-        n < size
-        and (words[n].tag == "RB" or words[n].low in ("also", "still", "now", "then", "soon", "first"))
-        and n - at < 3
-    ):
-        n += 1
-    if n >= size or not (words[n].is_verb or words[n].tag == "VB"):
-        return None
-    first = n
-    verbs = [n]
-    n += 1
-    while n < size and len(verbs) < 5:
-        last = words[verbs[-1]].low
-        takes = words[verbs[-1]].tag == "MD" or last in w.BE | w.HAVE | w.DO
-        if not takes:
-            break
-        if words[n].tag in ("RB", "RBR") or words[n].low in (
-            "not",
-            "also",
-            "still",
-            "now",
-            "only",
-            "just",
-            "already",
-            "first",
-            "once",
-        ):
-            ahead = n
-            while ahead < size and (
-                words[ahead].tag in ("RB", "RBR") or words[ahead].low in w.ADVERBS or words[ahead].low == "not"
-            ):
-                ahead += 1
-            if ahead < size and _continues(words, verbs, ahead):
-                n = ahead
-                continue
-            if words[n].low == "not":
-                n += 1
-            break
-        if not _continues(words, verbs, n):
-            break
-        verbs.append(n)
-        n += 1
-    main = verbs[-1]
-    aux = None
-    if len(verbs) > 1 or words[main].low in w.BE or words[main].tag == "MD":
-        aux = first
-    end = n
-    particle = None
-    if end < size and words[end].low in _PARTICLES and words[main].low not in w.BE:
-        after = words[end + 1] if end + 1 < size else None
-        loose = after is None or after.tag in (".", ",", "CC", ";", "IN", "TO", "RB", "CD")
-        quantity = (
-            after is not None and after.low in ("to", "until") and end + 2 < size and words[end + 2].tag == "CD"
-        )
-        if (
-            loose
-            and not quantity
-            and words[end].low not in ("on", "over")
-            and not (after is not None and after.tag == "CD")
-        ):
-            particle, end = end, end + 1
-    if (
-        particle is None
-        and end < size
-        and words[end].low in ("place", "part")
-        and w.verb_lemma(words[main].text) == "take"
-    ):
-        particle, end = end, end + 1
-    if particle is None and end < size and words[end].low in _WITH_OBJECT.get(w.verb_lemma(words[main].text), ()):
-        particle, end = end, end + 1  # "fill in the form", "lift out the pan"
-    chain: tuple[Word, ...] = ()
-    if (
-        end + 1 < size
-        and words[end].tag == "TO"
-        and words[end + 1].tag == "VB"
-        and w.verb_lemma(words[main].text) in _CHAINS
-    ):
-        stop = end + 2
-        while stop < size and words[stop].tag in ("VBN", "VB") and words[stop - 1].low in ("be", "have", "get"):
-            stop += 1
-        if (
-            stop < size
-            and words[stop].low in _PARTICLES
-            and stop + 1 < size
-            and words[stop + 1].tag in (".", ",", "IN", "CC")
-        ):
-            stop += 1
-        chain, end = tuple(words[end:stop]), stop
-    taken = tuple(words[at:end])
-    shift = at
-    return VerbGroup(
-        taken[: len(taken) - len(chain)],
-        None if aux is None else aux - shift,
-        main - shift,
-        None if particle is None else particle - shift,
-        chain,
-    ), end
-
-
-def _continues(words: Sequence[Word], verbs: list[int], n: int) -> bool:
-    last, word = words[verbs[-1]], words[n]
-    if last.tag == "MD" or last.low in w.DO:
-        return word.tag == "VB"
-    if last.low in w.HAVE and last.low != "having":
-        return word.tag == "VBN" or word.low == "been"
-    if last.low in w.BE:
-        return word.tag in ("VBN", "VBG")
-    return False

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from selfparam_jax.targets.grounded import words as w
 from selfparam_jax.targets.grounded.circumstances import CircumstanceAsker
 from selfparam_jax.targets.grounded.clauses import Clause, Phrase
-from selfparam_jax.targets.grounded.composer import LONGEST_ANSWER, Ask, Draft
+from selfparam_jax.targets.grounded.composer import LONGEST_ANSWER, Ask, Draft, without_article
 from selfparam_jax.targets.grounded.lexicon import WORDS
 from selfparam_jax.targets.grounded.links import WEATHER
 from selfparam_jax.targets.grounded.phrases import ROLES, TIMES, NounPhrase, text_of, type_noun
@@ -48,7 +48,7 @@ _SIZES = {
     "heavy": "weight",
 }
 _DECIDERS = WORDS["deciders"]
-_CONTACTING = WORDS["contacting"]
+_CONTACTING, _TELLING = WORDS["contacting"], WORDS["telling"]
 
 
 class Asker(CircumstanceAsker):
@@ -67,6 +67,10 @@ class Asker(CircumstanceAsker):
         links = ("reason", "sub", "that", "question")
         if _SOMEBODY.search(draft.answer) and not draft.about.startswith(links):
             return
+        if re.search(r"(?i)\bthe \w+ one\b", draft.question) or re.fullmatch(r"\w+ ones?", draft.answer):
+            return  # "the red one"
+        if re.match(r"(?:this|these|that|those) [a-z]", draft.answer):
+            return  # "this change"
         if (
             not _UNCLEAR.search(draft.question)
             or draft.question.lower().startswith(("what was it ", "it was "))
@@ -92,6 +96,10 @@ class Asker(CircumstanceAsker):
         """Whether "their" and the like in a clause belong to somebody whom it does not name."""
         subject = clause.subject
         parts = [phrase for phrase in clause.rest if phrase.kind in ("np", "pp", "inf", "adj")]
+        if clause.verb.lemma in _TELLING and parts and parts[0].kind == "np" and parts[0].phrase.plural:
+            parts = [phrase for phrase in parts if phrase.kind != "inf"]  # "told the cavers to count their steps"
+        named = [phrase for phrase in parts if phrase.phrase is not None and phrase.phrase.joined]
+        parts = [phrase for phrase in parts if phrase not in named or phrase.phrase.words[0].tag != "NNP"]
         owners = {word.low for phrase in parts for word in phrase.words} & {"their", "his", "her", "its"}
         if not owners:
             return False
@@ -237,7 +245,7 @@ class Asker(CircumstanceAsker):
                 clause,
                 n,
                 Ask(
-                    self._what(found, kind, clause.verb.lemma in _CONTACTING),
+                    self._what(found, kind, clause.verb.lemma in _CONTACTING, self._told(clause, n)),
                     answer,
                     "who" if kind == "person" else "what",
                 ),
@@ -247,20 +255,22 @@ class Asker(CircumstanceAsker):
 
     def _described(self, phrase: Phrase) -> str:
         """A noun phrase as an answer, with the clause that belongs to it."""
-        words = phrase.words[1:] if phrase.words[0].low in ("the", "a", "an") else phrase.words
+        words = without_article(phrase.words)
         return lower(text_of(words), words)
 
-    def _what(self, found: NounPhrase, kind: str, contacted: bool = False) -> tuple[str, ...]:
+    def _told(self, clause: Clause, n: int) -> bool:
+        """Whether a part is whom somebody tells to do something."""
+        following = clause.rest[n + 1].kind if n + 1 < len(clause.rest) else ""
+        return clause.verb.lemma in _TELLING and following == "inf"
+
+    def _what(self, found: NounPhrase, kind: str, contacted: bool = False, told: bool = False) -> tuple[str, ...]:
         type_word = type_noun(found)
-        if kind == "person" or are_people(found):
+        if kind == "person" or are_people(found) or told:
             return ("Who",)
         if contacted and found.is_name:
             return ("Who", "Whom")
         if type_word and found.name:
             return (f"Which {type_word}", f"What {type_word}")
-        modified = found.core - (1 if found.determiner else 0) > 1 and not found.joined and not found.has_name
-        if modified and found.words[found.head].tag != "CD" and (found.plural or found.determiner):
-            return ("What", f"Which {found.words[found.head].text}")
         return ("What",)
 
     def _counted(self, clause: Clause, n: int, found: NounPhrase, number: int) -> Iterator[Draft]:
@@ -389,6 +399,10 @@ class Asker(CircumstanceAsker):
     def _about_adjective(self, clause: Clause, words: Sequence[Word]) -> Iterator[Draft]:
         """ "The flag is orange and white": what colour is it?"""
         if clause.subject is None or len(clause.rest) > 1:
+            return
+        if words[0].low == "no" and len(words) > 3 and (size := w.forms(words[1].low).get("ADJ")):
+            front = f"How {size[0]} {self._turned(clause)}"  # "no larger than 2 metres"
+            yield Draft(mark(front), text_of(words), "how many", "direct", "adj 0")
             return
         plain = [word.low for word in words if word.low not in ("and", ",")]
         if (

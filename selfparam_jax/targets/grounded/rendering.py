@@ -30,6 +30,8 @@ def is_needed(clause: Clause, k: int) -> bool:
         # "To call reception, dial 9": what is to be done then, and not at any time.
         return phrase.preposition in ("if", "unless") or (clause.order and phrase.preposition in _CONDITIONS)
     kind = phrase.phrase.kind() if phrase.phrase is not None else ""
+    if phrase.kind == "pp" and not clause.order and phrase.words[0].begin < clause.verb.words[0].begin:
+        return False  # "At nineteen she won": said in front, so not what the verb is about
     if phrase.kind == "np":
         timed = phrase.phrase.noun in TIMES and phrase.phrase.determiner in ("every", "each")
         return kind not in ("date", "time") and not timed

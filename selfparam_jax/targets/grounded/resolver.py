@@ -95,6 +95,8 @@ class Resolver:
                         changed = w.inflect(verb.low, "VBZ")
                     if changed:
                         pieces.append((verb.begin, verb.end, changed))
+            elif low == "our" and self._topic.kind == "product":
+                pieces.append((word.begin, word.end, "the" if n else "The"))  # the maker's
             elif low in ("we", "our") and self._topic.kind == "group" and not re.search(r'["“]', text[: word.begin]):
                 name = self._topic.name if n else self._topic.name[:1].upper() + self._topic.name[1:]
                 verb = words[n + 1] if n + 1 < len(words) else None
@@ -146,7 +148,10 @@ class Resolver:
             if len(found) == 1 and not (end < len(words) and words[end].tag in ("NN", "NNS")):
                 person = found[0]
                 pieces.append((run[0].begin, run[0].end, person))
-        if person:
+        if person and begin > 1 and words[begin - 1].low in ROLES and words[begin - 2].tag == "PRP$":
+            # "With her friend Ana Volk, she ...": whose friend that is, "she" is.
+            self._recent = [person, *(each for each in self._recent if each != person)]
+        elif person:
             spoken.add(person)
             if person in self._recent:
                 self._recent.remove(person)

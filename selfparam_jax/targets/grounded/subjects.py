@@ -1,5 +1,6 @@
 """Questions about the subject of a clause: who or what does it, and what it is made of."""
 
+import dataclasses
 from collections.abc import Iterator
 
 from selfparam_jax.targets.grounded.clauses import Clause
@@ -42,6 +43,7 @@ class SubjectAsker(LinkAsker):
         if clause.verb.copula and any(phrase.kind == "np" for phrase in clause.rest[:1]):
             yield from self._about_copula_subject(clause, subject)
             return
+        yield from self._about_tail(clause, subject)
         answer = self._answer(subject)
         kind = self._kind(subject)
         tail = "".join(" " + phrase.text for phrase in clause.tail)
@@ -80,14 +82,6 @@ class SubjectAsker(LinkAsker):
                 fronts.append(("Which company", singular, "what"))
         else:
             fronts.append(("What", singular, "what"))
-            modified = (
-                subject.core - (1 if subject.determiner else 0) > 1 and not subject.has_name and not subject.joined
-            )
-            modified &= subject.words[subject.head].tag != "CD"  # "a coxed four"
-            counts = bool(subject.determiner) or subject.plural or subject.words[-1].tag == "CD"
-            if counts and (modified or (clause.tail and not subject.has_name)):
-                noun = lower(subject.words[subject.head].text, subject.words[subject.head : subject.head + 1])
-                fronts.insert(0, (f"Which {noun}", verb_text(clause), "what"))
         dated = [phrase.kind == "pp" and phrase.phrase.kind() == "date" for phrase in clause.rest]
         if clause.verb.copula and fronts[0][0] == "Who" and all(dated):
             return  # "The staff was on 15 April: ..."
@@ -120,6 +114,31 @@ class SubjectAsker(LinkAsker):
                     )
                     for other in synonyms(clause, singular=subject.plural and verb == singular):
                         yield Draft(mark(f"{front} {other} {rest}"), whole, kind_of, "synonym", "subject")
+
+    def _about_tail(self, clause: Clause, subject: NounPhrase) -> Iterator[Draft]:
+        """ "Queues at the Essel terminal reached the car park": where did queues reach it?"""
+        if len(clause.tail) != 1 or subject.determiner or not subject.plural or clause.verb.copula:
+            return
+        phrase = clause.tail[0]
+        if phrase.words[0].low in ("totalling", "totaling") and len(phrase.words) == 2 and clause.verb.passive:
+            be, done = clause.verb.words[0].text, verb_text(clause).partition(" ")[2]
+            for rest in self._rests(clause, None)[:1]:
+                question = f"What {'was' if be == 'were' else 'is'} the total of the {subject.noun} {done} {rest}"
+                yield Draft(mark(question), phrase.words[1].text, "how much", "direct", "total")
+            return
+        if phrase.kind != "pp" or phrase.preposition not in ("in", "at", "on") or not phrase.phrase.has_name:
+            return
+        without = dataclasses.replace(clause, tail=())
+        noun = type_noun(phrase.phrase)
+        for rest in self._rests(clause, None)[:1]:
+            answer = self._answer(phrase.phrase)
+            if answer in self._topic.name:
+                return
+            turned = self._turned(without)
+            yield Draft(mark(f"Where {turned} {rest}"), answer, "where", "direct", "tail")
+            if noun:
+                front = f"{phrase.preposition.capitalize()} which {noun}"
+                yield Draft(mark(f"{front} {turned} {rest}"), answer, "where", "named", "tail")
 
     def _acts(self, clause: Clause) -> bool:
         if self._topic.kind == "product" and clause.subject is not None and self._topic.bare in clause.subject.text:
@@ -165,6 +184,9 @@ class SubjectAsker(LinkAsker):
             )
         if self._is_person(subject) and complement.noun in ROLES and clause.verb.lemma in ("be", "remain", "become"):
             role = self._answer(complement)
+            if complement.determiner in ("a", "an"):
+                yield Draft(mark(f"What is the occupation of {answer}"), role, "what", "direct", "role")
+                return
             for text in (
                 f"What is the role of {answer}",
                 f"What is {answer}'s position",

@@ -12,6 +12,9 @@ from selfparam_jax.targets.grounded.words import forms, may_be, verb_lemma
 VERBS = ("VBD", "VBZ", "VBP", "MD", "VB")
 _FINITE = ("VBZ", "VBD", "MD", "VBP")
 _ORDERS, _SAYING, _COLOURS = WORDS["orders"], WORDS["saying"], WORDS["colours"]
+_CHAINS, _DONE_TO = WORDS["chains"], WORDS["done_to"]
+_QUARTERS = ("north", "south", "east", "west")
+_WE = ("i", "you", "we", "they")
 # What stands at the beginning of a sentence whose order comes after a comma.
 _BEFORE_ORDERS = w.SUBORDINATORS | {
     "once", "after", "before", "since", "unless", "to", "until", "for", "in", "at", "on",
@@ -84,7 +87,11 @@ def _correct_participles(lows: list[str], tags: list[str]) -> None:
 def _discovered_a_lake(at: _Place) -> str:
     """ "The team discovered a lake that was frozen": what has an object is no participle."""
     done = at.tag == "VBN" and at.last_tag in ("NN", "NNS") and at.next_tag in ("DT", "PRP$")
-    free = not any(low in w.BE | w.HAVE | {"that", "which", "who", "called", "named"} for low in at.lows[: at.n])
+    # "showed that the caves fed the wells": the verb of a clause of its own.
+    said = next((k for k in range(at.n - 1, 0, -1) if at.lows[k] == "that"), 0)
+    begin = said + 1 if said and verb_lemma(at.lows[said - 1]) in _SAYING else 0
+    busy = w.BE | w.HAVE | {"that", "which", "who", "called", "named"}
+    free = not any(low in busy for low in at.lows[begin : at.n])
     return "VBD" if done and free and at.low not in ("called", "named", "given", "done") else ""
 
 
@@ -194,6 +201,93 @@ def _turns_tap_water(at: _Place) -> str:
     return "NN" if noun and at.next_tag in ("NN", "NNS") and at.is_noun else ""
 
 
+def _sold_paper_tickets(at: _Place) -> str:
+    """ "Staff sold paper tickets from a box": no participle, as there is no other verb."""
+    done = at.tag == "VBN" and at.last_tag in ("NN", "NNS") and at.next_tag == "NN" and at.third_tag in ("VBZ", "NNS")
+    return "VBD" if done and not any(tag in VERBS for tag in at.tags[: at.n]) and at.low != "written" else ""
+
+
+def _tickets_sold(at: _Place) -> str:
+    """ "sold paper tickets": the noun after it, which has the form of a verb."""
+    plural = at.tag == "VBZ" and at.last_tag == "NN" and at.before_tag == "VBD" and at.is_noun
+    return "NNS" if plural and at.next_tag in ("IN", "TO", ".", ",") else ""
+
+
+def _who_left(at: _Place) -> str:
+    """ "who left the firm"; "Ana Volk left after two years"."""
+    if at.tag != "VBN" or not at.may_be("VBD"):
+        return ""
+    if at.last in ("who", "which"):
+        return "VBD"
+    end = next((k for k in range(at.n, len(at.tags)) if at.tags[k] == "," or at.lows[k] in w.SUBORDINATORS), None)
+    begins = not any(tag in (*VERBS, "IN", ",") for tag in at.tags[: at.n])
+    alone = not any(tag in VERBS for tag in at.tags[at.n + 1 : end])
+    return "VBD" if at.last_tag == "NNP" and begins and alone and at.next_tag == "IN" and at.next != "by" else ""
+
+
+def _changed_and_sent(at: _Place) -> str:
+    """ "is changed every month and sent by text": both are done to it."""
+    joined = at.tag == "VBD" and at.last_tag in ("CC", ",", "RB") and at.next_tag in ("IN", "TO", ".", ",", "RB")
+    passive = any(low in w.BE and tag == "VBN" for low, tag in zip(at.lows[: at.n], at.tags[1 : at.n], strict=False))
+    return "VBN" if joined and passive and (at.next == "by" or verb_lemma(at.low) in _DONE_TO) else ""
+
+
+def _a_dry_spell(at: _Place) -> str:
+    """ "in a dry spell the chair", "a shed may", "the north hedge"."""
+    if at.tag not in ("VB", "VBP"):
+        return ""
+    described = at.last_tag in ("JJ", "RB", "NN") and at.before_tag in ("DT", "PRP$")
+    if described and at.is_noun and at.next_tag in ("DT", ".", ",", "MD", "IN", "VBZ", "VBD", "CC", "TO"):
+        return "NN"
+    return "NN" if at.last_tag in ("DT", "PRP$") and at.next_tag in ("MD", "NN") else ""
+
+
+def _cost_us(at: _Place) -> str:
+    """ "The restart cost us time"."""
+    noun = at.tag == "NN" and at.last_tag == "NN" and at.next in ("us", "them", "me", "him") and at.may_be("VBD")
+    return "VBD" if noun else ""
+
+
+def _refused_to_travel(at: _Place) -> str:
+    """ "refused to travel to", "too hot to touch", "I need to"."""
+    verb = at.tag == "NN" and at.may_be("VB")
+    if verb and at.last_tag == "TO" and at.n > 1:
+        chained = at.before_tag in VERBS and verb_lemma(at.lows[at.n - 2]) in _CHAINS
+        too = at.before_tag == "JJ" and "too" in at.lows[: at.n - 1]
+        return "VB" if (chained and at.next_tag in ("TO", "IN", "RB", ".", ",")) or too else ""
+    return "VBP" if verb and at.last in _WE and at.next_tag in ("TO", "IN", "DT") and at.n == 1 else ""
+
+
+def _contact_us(at: _Place) -> str:
+    """ "unplug it and contact us": a second order."""
+    second = at.tag in ("VBP", "NN") and at.last_tag in ("CC", ",") and at.next in ("us", "it", "them", "me", "him")
+    return "VB" if second and "VB" in at.tags[: at.n] and at.may_be("VB") else ""
+
+
+def _spending_her_days(at: _Place) -> str:
+    """ ", spending her Sundays underground"."""
+    doing = at.tag == "NN" and at.last_tag == "," and at.next_tag in ("PRP$", "DT") and at.low.endswith("ing")
+    return "VBG" if doing else ""
+
+
+def _in_writing(at: _Place) -> str:
+    return "NN" if at.low == "writing" and at.last == "in" and at.tag == "VBG" else ""
+
+
+def _north(at: _Place) -> str:
+    """ "the north hedge"."""
+    return "JJ" if at.tag == "RB" and at.last_tag == "DT" and at.low in _QUARTERS and at.next_tag != "." else ""
+
+
+def _takes_it_home(at: _Place) -> str:
+    return "RB" if at.low == "home" and at.last_tag in ("NN", "NNS", "PRP") and at.next_tag in (".", ",") else ""
+
+
+def _next_to(at: _Place) -> str:
+    """Prepositions of two words, which the tagger takes apart."""
+    return "IN" if (at.low, at.next) in (("next", "to"), ("instead", "of"), ("close", "to")) else ""
+
+
 _RULES: tuple[Callable[[_Place], str], ...] = (
     _discovered_a_lake,
     _painted,
@@ -213,4 +307,17 @@ _RULES: tuple[Callable[[_Place], str], ...] = (
     _long_after,
     _people_walk,
     _turns_tap_water,
+    _sold_paper_tickets,
+    _tickets_sold,
+    _who_left,
+    _changed_and_sent,
+    _north,
+    _a_dry_spell,
+    _cost_us,
+    _refused_to_travel,
+    _contact_us,
+    _spending_her_days,
+    _in_writing,
+    _takes_it_home,
+    _next_to,
 )

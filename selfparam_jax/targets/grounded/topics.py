@@ -27,6 +27,13 @@ MANUAL = re.compile(
 )
 
 
+# "Incident report: Larkmoor booking outage, 12 July 2024"
+_REPORT = re.compile(
+    r"(?:the )?((?:[a-z]+ ){0,2}report)(?:\s*[:–—-]\s*| (?:on|about|of) )(?:the )?(.+?)"
+    r"(?:,? (?:of |on )?(?:\d{1,2} )?(?:[a-z]+ )?\d{4})?", re.IGNORECASE,
+)  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Topic:
     """What a document is about.
@@ -54,6 +61,21 @@ def names_inside(texts: Sequence[str]) -> frozenset[str]:
         for match in re.finditer(r"(?<=[a-z,;] )[A-Z][\w'’-]+", text):
             found.add(match[0])
     return frozenset(found)
+
+
+def report_name(title: str) -> str:
+    """What a question calls a report whose title says what it is about; "" for other titles."""
+    match = _REPORT.fullmatch(title.strip())
+    if not match or not 1 < len(match[2].split()) <= 7 or match[2].endswith("?"):
+        return ""
+    words = tag_words(match[2])
+    plain = all(word.tag in ("NN", "NNP", "JJ", "CD") or word.low in ("of", "in", "at", "the") for word in words)
+    if not plain or words[-1].tag not in ("NN", "NNP") or any(word.text in w.MONTHS for word in words):
+        return ""
+    proper = words[0].tag == "NNP" or not w.is_known(words[0].text)
+    about = match[2] if proper else match[2][:1].lower() + match[2][1:]
+    article = "" if words[-1].tag == "NNP" or words[0].tag == "DT" else "the "
+    return f"the {match[1].lower()} on {article}{about}"
 
 
 def name_runs(words: Sequence[Word]) -> list[tuple[int, int]]:
@@ -206,7 +228,14 @@ def find_topic(title: str, tagged: Sequence[Sequence[Word]], people: frozenset[s
     else:
         kind = "product"
     shorter = [name for name in articles if best.startswith(name + " ")]
-    article = "the " if articles[best] or any(articles[name] for name in shorter) or run[-1].tag == "NN" else ""
+    in_text = any(best in text_of(words) and any(word.is_verb for word in words) for words in tagged)
+    device = kind == "product" and len(run) > 1 and not in_text and run[-1].tag == "NNP" and not best.endswith("s")
+    named_so = run[-1].low in WORDS["with_article"] and len(run) > 1
+    article = (
+        "the "
+        if device or named_so or articles[best] or any(articles[name] for name in shorter) or run[-1].tag == "NN"
+        else ""
+    )
     nouns = frozenset(nouns - {""}) if kind != "person" else frozenset()
     return Topic(article + best, kind, nouns)
 
