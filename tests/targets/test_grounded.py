@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from asking import asked
 
 from selfparam_jax.data.documents import Document, QAPair, Question
 from selfparam_jax.data.passages import Passage
@@ -13,11 +14,6 @@ from selfparam_jax.targets.grounded.parser import read_sentence
 from selfparam_jax.targets.grounded.tagging import tag_words
 from selfparam_jax.targets.grounded.writer import GroundedWriter
 from selfparam_jax.targets.write_pairs import describe_written, read_written, with_written_pairs, write_pairs
-
-
-def asked(text, title=""):
-    """All questions about a text, with their answers."""
-    return {(d.question, d.answer) for fact in find_facts(Document(text, title=title)).facts for d in fact.drafts}
 
 
 def resolved(text, title=""):

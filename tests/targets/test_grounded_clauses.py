@@ -1,15 +1,11 @@
 """Questions that need the right cut: joined phrases, causes, names after roles, rows that record what happened."""
 
 import pytest
+from asking import asked
 
 from selfparam_jax.data.documents import Document
 from selfparam_jax.targets.grounded.facts import find_facts
 from selfparam_jax.targets.grounded.tagging import tag_words
-
-
-def asked(text, title=""):
-    """All questions about a text, with their answers."""
-    return {(d.question, d.answer) for fact in find_facts(Document(text, title=title)).facts for d in fact.drafts}
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,10 @@
 """Questions about reasons, conditions, meanings and orders: right ones spelled out, and what is not asked."""
 
 import pytest
+from asking import asked
 
-from selfparam_jax.data.documents import Document
-from selfparam_jax.targets.grounded.facts import find_facts
 from selfparam_jax.targets.grounded.parser import read_sentence
 from selfparam_jax.targets.grounded.tagging import spelled_out, tag_words
-
-
-def asked(text, title=""):
-    """All questions about a text, with their answers."""
-    return {(d.question, d.answer) for fact in find_facts(Document(text, title=title)).facts for d in fact.drafts}
 
 
 @pytest.mark.parametrize(

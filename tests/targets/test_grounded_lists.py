@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from asking import asked
 
 from selfparam_jax.data.documents import Document
 from selfparam_jax.targets.config import GeneratorConfig
@@ -61,11 +62,6 @@ Next spring
 -----------
 The club will meet in May.
 """
-
-
-def asked(text, title=""):
-    """All questions about a text, with their answers."""
-    return {(d.question, d.answer) for fact in find_facts(Document(text, title=title)).facts for d in fact.drafts}
 
 
 def completed(text):

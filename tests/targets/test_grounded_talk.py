@@ -1,17 +1,12 @@
 """Questions from e-mails, memos, chats, lists of questions and lists of things: who "I" is, who sent what."""
 
 import pytest
+from asking import asked
 
 from selfparam_jax.data.documents import Document
 from selfparam_jax.data.readers.chats import read_transcript
 from selfparam_jax.targets.grounded.discourse import read_document
 from selfparam_jax.targets.grounded.facts import completion_pairs, find_facts
-
-
-def asked(text, title=""):
-    """All questions about a text, with their answers."""
-    return {(d.question, d.answer) for fact in find_facts(Document(text, title=title)).facts for d in fact.drafts}
-
 
 MEMO = """**MEMO**
 

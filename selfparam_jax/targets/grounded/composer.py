@@ -65,6 +65,20 @@ class Draft:
     about: str
 
 
+def worded(answer: str, kind: str, about: str, **questions: str) -> Iterator[Draft]:
+    """Drafts of one fact.
+
+    Args:
+      answer, kind, about: of `Draft`.
+      **questions: by their `form`, without a capital and a question mark.
+
+    Yields:
+      A draft for each.
+    """
+    for form, question in questions.items():
+        yield Draft(mark(question), answer, kind, form, about)
+
+
 @dataclasses.dataclass(frozen=True)
 class Ask:
     """How one part is asked for: question words that stand in front, and at its place."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from selfparam_jax.targets.grounded import words as w
 from selfparam_jax.targets.grounded.clauses import Clause, Phrase
-from selfparam_jax.targets.grounded.composer import Ask, Composer, Draft
+from selfparam_jax.targets.grounded.composer import Ask, Composer, Draft, worded
 from selfparam_jax.targets.grounded.lexicon import WORDS
 from selfparam_jax.targets.grounded.phrases import text_of
 from selfparam_jax.targets.grounded.rendering import has_pronoun, is_kept, lower, mark, participle_of, verb_text
@@ -99,13 +99,15 @@ class LinkAsker(Composer):
             return
         if not self._reads_alone(clause, words) or not _points_back(clause.deed, words):
             return
-        for form, question in (
-            ("direct", f"What should {you} do {condition}"),
-            ("named", f"What must {you} do {condition}"),
-            ("prefix", f"{condition}, what should {you} do"),
-            ("indirect", f"Can you tell me what {you} should do {condition}"),
-        ):
-            yield Draft(mark(question), deed, "what", form, about)
+        yield from worded(
+            deed,
+            "what",
+            about,
+            direct=f"What should {you} do {condition}",
+            named=f"What must {you} do {condition}",
+            prefix=f"{condition}, what should {you} do",
+            indirect=f"Can you tell me what {you} should do {condition}",
+        )
 
     def _about_meaning(self, clause: Clause, n: int, phrase: Phrase) -> Iterator[Draft]:
         """ "A red light means that the fan is blocked": what does a red light mean?"""
@@ -119,12 +121,14 @@ class LinkAsker(Composer):
     def _about_label(self, clause: Clause, phrase: Phrase) -> Iterator[Draft]:
         """ "the pouch, part number VP-117": what is the part number of the pouch?"""
         thing, answer = self._subject(clause), text_of(phrase.words)
-        for form, question in (
-            ("direct", f"What is {thing}"),
-            ("echo", f"{thing} is what"),
-            ("indirect", f"Can you tell me {thing}"),
-        ):
-            yield Draft(mark(question), answer, "what", form, "label")
+        yield from worded(
+            answer,
+            "what",
+            "label",
+            direct=f"What is {thing}",
+            echo=f"{thing} is what",
+            indirect=f"Can you tell me {thing}",
+        )
 
     def answered(self, question: str, answer: str) -> Iterator[Draft]:
         """A question that stands in the document, with the first sentence of what stands below it."""
@@ -179,12 +183,14 @@ class LinkAsker(Composer):
             if clause.subject is None or not self._is_person(clause.subject):
                 return
             turned = f"{self._turned(clause)} {person}"
-            for form, question in (
-                ("direct", f"What {turned} to do"),
-                ("echo", f"{self._subject(clause)} {verb_text(clause)} {person} to do what"),
-                ("indirect", f"Can you tell me what {self._subject(clause)} {verb_text(clause)} {person} to do"),
-            ):
-                yield Draft(mark(question), answer, "what", form, "inf 1")
+            yield from worded(
+                answer,
+                "what",
+                "inf 1",
+                direct=f"What {turned} to do",
+                echo=f"{self._subject(clause)} {verb_text(clause)} {person} to do what",
+                indirect=f"Can you tell me what {self._subject(clause)} {verb_text(clause)} {person} to do",
+            )
             return
         yield Draft(mark(f"What should {person} do"), answer, "what", "direct", "inf 1")
         yield (

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from selfparam_jax.targets.grounded import words as w
-from selfparam_jax.targets.grounded.composer import Draft
+from selfparam_jax.targets.grounded.composer import Draft, worded
 from selfparam_jax.targets.grounded.lines import PRESENT, Listed
 from selfparam_jax.targets.grounded.rendering import mark
 from selfparam_jax.targets.grounded.topics import Topic
@@ -49,12 +49,14 @@ def listed_drafts(listed: Listed, topic: Topic) -> Iterator[Draft]:
         yield from _about_needs(listed, topic)
     elif listed.name.lower() in PRESENT:
         at = f" at the meeting of {topic.name}" if topic.name and topic.kind != "person" else " at the meeting"
-        for form, question in (
-            ("direct", f"Who was present{at}"),
-            ("synonym", f"Who attended{at.removeprefix(' at')}"),
-            ("indirect", f"Can you tell me who was present{at}"),
-        ):
-            yield Draft(mark(question), listed.value, "who", form, "present")
+        yield from worded(
+            listed.value,
+            "who",
+            "present",
+            direct=f"Who was present{at}",
+            synonym=f"Who attended{at.removeprefix(' at')}",
+            indirect=f"Can you tell me who was present{at}",
+        )
     else:
         yield from _about_value(listed, topic)
 
@@ -62,22 +64,26 @@ def listed_drafts(listed: Listed, topic: Topic) -> Iterator[Draft]:
 def _about_role(role: str, person: str, topic: Topic) -> Iterator[Draft]:
     at = f" at {topic.name}" if topic.name and topic.kind != "person" else ""
     lead = f"At {topic.name}, " if at else ""
-    for form, question in (
-        ("direct", f"Who is the {role}{at}"),
-        ("named", f"Who was the {role}{at}"),
-        ("echo", f"{lead}the {role} is who"),
-        ("prefix", f"{lead}who is the {role}"),
-        ("indirect", f"Can you tell me who the {role}{at} is"),
-    ):
-        yield Draft(mark(question), person, "who", form, "person")
-    for form, question in (
-        ("direct", f"What is the role of {person}{at}"),
-        ("named", f"What is {person}'s position{at}"),
-        ("echo", f"{person} has which role{at}"),
-        ("synonym", f"Which role does {person} have{at}"),
-        ("indirect", f"Can you tell me the role of {person}{at}"),
-    ):
-        yield Draft(mark(question), role, "what", form, "role")
+    yield from worded(
+        person,
+        "who",
+        "person",
+        direct=f"Who is the {role}{at}",
+        named=f"Who was the {role}{at}",
+        echo=f"{lead}the {role} is who",
+        prefix=f"{lead}who is the {role}",
+        indirect=f"Can you tell me who the {role}{at} is",
+    )
+    yield from worded(
+        role,
+        "what",
+        "role",
+        direct=f"What is the role of {person}{at}",
+        named=f"What is {person}'s position{at}",
+        echo=f"{person} has which role{at}",
+        synonym=f"Which role does {person} have{at}",
+        indirect=f"Can you tell me the role of {person}{at}",
+    )
 
 
 def _about_place(listed: Listed, topic: Topic) -> Iterator[Draft]:
@@ -85,24 +91,28 @@ def _about_place(listed: Listed, topic: Topic) -> Iterator[Draft]:
     thing = f"the {_small(listed.name)}"
     be = "are" if _is_plural(listed.name.lower()) else "is"
     whole = f"{thing} for {topic.name}" if topic.name and topic.kind not in ("person", "talk") else thing
-    for form, question in (
-        ("direct", f"Where {be} {whole}"),
-        ("named", f"Where {be} {whole} kept"),
-        ("indirect", f"Can you tell me where {whole} {be}"),
-    ):
-        yield Draft(mark(question), listed.value, "where", form, "place")
+    yield from worded(
+        listed.value,
+        "where",
+        "place",
+        direct=f"Where {be} {whole}",
+        named=f"Where {be} {whole} kept",
+        indirect=f"Can you tell me where {whole} {be}",
+    )
 
 
 def _about_needs(listed: Listed, topic: Topic) -> Iterator[Draft]:
     """The entries under "You will need"."""
     if not topic.name:
         return
-    for form, question in (
-        ("direct", f"What will you need for {topic.name}"),
-        ("prefix", f"For {topic.name}, what will you need"),
-        ("indirect", f"Can you tell me what you will need for {topic.name}"),
-    ):
-        yield Draft(mark(question), listed.value, "what", form, "needed")
+    yield from worded(
+        listed.value,
+        "what",
+        "needed",
+        direct=f"What will you need for {topic.name}",
+        prefix=f"For {topic.name}, what will you need",
+        indirect=f"Can you tell me what you will need for {topic.name}",
+    )
 
 
 def _about_value(listed: Listed, topic: Topic) -> Iterator[Draft]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from selfparam_jax.targets.grounded import words as w
-from selfparam_jax.targets.grounded.composer import Draft
+from selfparam_jax.targets.grounded.composer import Draft, worded
 from selfparam_jax.targets.grounded.lines import Mail
 from selfparam_jax.targets.grounded.rendering import mark
 from selfparam_jax.targets.grounded.tagging import tag_words
@@ -26,18 +26,22 @@ def mail_drafts(mail: Mail, topic: Topic) -> Iterator[Draft]:
         yield from _about_sender(mail, thing, to, on)
         yield from _about_day_and_receiver(mail, thing, to, day)
     if mail.subject and day and len(mail.subject.split()) <= _LONGEST_ANSWER:
-        for form, question in (
-            ("direct", f"What was the {mail.noun} about that {mail.sender} sent{to}{on}"),
-            ("named", f"What was the subject of the {mail.noun} that {mail.sender} sent{to}{on}"),
-        ):
-            yield Draft(mark(question), _small(mail.subject), "what", form, "mail subject")
+        yield from worded(
+            _small(mail.subject),
+            "what",
+            "mail subject",
+            direct=f"What was the {mail.noun} about that {mail.sender} sent{to}{on}",
+            named=f"What was the subject of the {mail.noun} that {mail.sender} sent{to}{on}",
+        )
     if mail.role and len(mail.role.split()) <= 8:
         at = f" at {topic.name}" if topic.kind == "group" and topic.bare not in mail.role else ""
-        for form, question in (
-            ("direct", f"What is the role of {mail.sender}{at}"),
-            ("named", f"What is {mail.sender}'s position{at}"),
-        ):
-            yield Draft(mark(question), mail.role, "what", form, "mail role")
+        yield from worded(
+            mail.role,
+            "what",
+            "mail role",
+            direct=f"What is the role of {mail.sender}{at}",
+            named=f"What is {mail.sender}'s position{at}",
+        )
         if at:
             yield Draft(mark(f"Who is the {mail.role}{at}"), mail.sender, "who", "direct", "mail person")
 
@@ -57,32 +61,38 @@ def mail_name(mail: Mail, topic: Topic) -> str:
 
 def _about_sender(mail: Mail, thing: str, to: str, on: str) -> Iterator[Draft]:
     """Who sent it. E-mails go to and fro: where the plain question has two answers, it is left out later."""
-    for form, question in (
-        ("direct", f"Who sent {thing}"),
-        ("named", f"Who wrote {thing}{on}"),
-        ("synonym", f"Who sent {thing}{to}"),
-        ("passive", f"By whom was {thing} sent{to}{on}"),
-        ("indirect", f"Can you tell me who sent {thing}{to}{on}"),
-    ):
-        yield Draft(mark(question), mail.sender, "who", form, "mail sender")
+    yield from worded(
+        mail.sender,
+        "who",
+        "mail sender",
+        direct=f"Who sent {thing}",
+        named=f"Who wrote {thing}{on}",
+        synonym=f"Who sent {thing}{to}",
+        passive=f"By whom was {thing} sent{to}{on}",
+        indirect=f"Can you tell me who sent {thing}{to}{on}",
+    )
 
 
 def _about_day_and_receiver(mail: Mail, thing: str, to: str, day: str) -> Iterator[Draft]:
     if day:
-        for form, question in (
-            ("direct", f"When did {mail.sender} send {thing}{to}"),
-            ("named", f"On what date did {mail.sender} send {thing}{to}"),
-            ("passive", f"When was {thing} sent by {mail.sender}{to}"),
-        ):
-            yield Draft(mark(question), day, "when", form, "mail day")
+        yield from worded(
+            day,
+            "when",
+            "mail day",
+            direct=f"When did {mail.sender} send {thing}{to}",
+            named=f"On what date did {mail.sender} send {thing}{to}",
+            passive=f"When was {thing} sent by {mail.sender}{to}",
+        )
     if mail.to and len(mail.to.split()) <= _LONGEST_ANSWER and "@" not in mail.to:
         receiver = mail.receiver or mail.to[:1].lower() + mail.to[1:]
         on = f" on {day}" if day else ""
-        for form, question in (
-            ("direct", f"Who did {mail.sender} send {thing} to{on}"),
-            ("passive", f"To whom was {thing} sent by {mail.sender}{on}"),
-        ):
-            yield Draft(mark(question), receiver, "who", form, "mail receiver")
+        yield from worded(
+            receiver,
+            "who",
+            "mail receiver",
+            direct=f"Who did {mail.sender} send {thing} to{on}",
+            passive=f"To whom was {thing} sent by {mail.sender}{on}",
+        )
 
 
 def _small(subject: str) -> str:

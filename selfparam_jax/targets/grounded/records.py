@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from selfparam_jax.targets.grounded import words as w
-from selfparam_jax.targets.grounded.composer import Draft
+from selfparam_jax.targets.grounded.composer import Draft, worded
 from selfparam_jax.targets.grounded.lexicon import WORDS
 from selfparam_jax.targets.grounded.phrases import noun_phrase
 from selfparam_jax.targets.grounded.rendering import mark
@@ -135,16 +135,20 @@ def task_drafts(task: Task) -> Iterator[Draft]:
     """Who is to do it, and by when."""
     verb, _, rest = task.deed.partition(" ")
     doing = f"{w.inflect(verb, 'VBG')} {rest}"
-    for form, question in (
-        ("direct", f"Who should {task.deed}"),
-        ("named", f"Who is responsible for {doing}"),
-        ("passive", f"Who has the task of {doing}"),
-        ("indirect", f"Can you tell me who should {task.deed}"),
-    ):
-        yield Draft(mark(question), task.who, "who", form, "task")
+    yield from worded(
+        task.who,
+        "who",
+        "task",
+        direct=f"Who should {task.deed}",
+        named=f"Who is responsible for {doing}",
+        passive=f"Who has the task of {doing}",
+        indirect=f"Can you tell me who should {task.deed}",
+    )
     if _DAY.fullmatch(task.due):
-        for form, question in (
-            ("direct", f"By when should {task.who} {task.deed}"),
-            ("named", f"By what date should {task.who} {task.deed}"),
-        ):
-            yield Draft(mark(question), task.due, "when", form, "due")
+        yield from worded(
+            task.due,
+            "when",
+            "due",
+            direct=f"By when should {task.who} {task.deed}",
+            named=f"By what date should {task.who} {task.deed}",
+        )

@@ -191,7 +191,17 @@ def talk_name(lines: Sequence[Line]) -> str:
 
 
 def carried(text: str, words: Sequence[Word], before: str, same_speaker: bool) -> str:
-    """What is said with "one" and "it" after a verb replaced, where the sentence before leaves one thing for them."""
+    """What is said, with "one", "it" and "they" replaced where the sentence before leaves one thing for them.
+
+    Args:
+      text: a sentence.
+      words: its words.
+      before: the sentence before it.
+      same_speaker: whether that is of the same speaker; what another calls "it" may be something else.
+
+    Returns:
+      The sentence.
+    """
     things = _indefinite(before)
     pieces = []
     firms = re.findall(r"(?:from|by|with|at) ((?:[A-Z][\w'’]+ )+[A-Z][\w]+s)\b(?!['’])", before)

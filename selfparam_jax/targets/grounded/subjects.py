@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from selfparam_jax.targets.grounded.clauses import Clause
-from selfparam_jax.targets.grounded.composer import Draft
+from selfparam_jax.targets.grounded.composer import Draft, worded
 from selfparam_jax.targets.grounded.lexicon import WORDS
 from selfparam_jax.targets.grounded.links import LinkAsker
 from selfparam_jax.targets.grounded.phrases import ROLES, NounPhrase, text_of, type_noun
@@ -205,10 +205,12 @@ class SubjectAsker(LinkAsker):
                 continue
             for part, made_of in parts_and_materials(phrase.words):
                 thing = f"the {part} of {self._subject(clause)}"
-                for form, question in (
-                    ("direct", f"What is {thing} made of"),
-                    ("named", f"What material is {thing} made of"),
-                    ("echo", f"{thing} is made of what"),
-                    ("indirect", f"Can you tell me what {thing} is made of"),
-                ):
-                    yield Draft(mark(question), made_of, "what", form, f"material {n} {part}")
+                yield from worded(
+                    made_of,
+                    "what",
+                    f"material {n} {part}",
+                    direct=f"What is {thing} made of",
+                    named=f"What material is {thing} made of",
+                    echo=f"{thing} is made of what",
+                    indirect=f"Can you tell me what {thing} is made of",
+                )

@@ -159,7 +159,17 @@ def type_of_run(run: Sequence[Word]) -> str:
 
 
 def find_topic(title: str, tagged: Sequence[Sequence[Word]], people: frozenset[str], names: frozenset[str]) -> Topic:
-    """What a document is about: the name that its title and its sentences speak of most."""
+    """What a document is about: the name that its title and its sentences speak of most.
+
+    Args:
+      title: the document's; may be empty.
+      tagged: the words of its sentences.
+      people: names of persons in it.
+      names: words that are names wherever they stand.
+
+    Returns:
+      The topic; one without a name where nothing is spoken of often enough.
+    """
     count: collections.Counter[str] = collections.Counter()
     first: dict[str, list[Word]] = {}
     articles: collections.Counter[str] = collections.Counter()
