@@ -279,7 +279,9 @@ def print_scores(results: dict) -> None:
         }
         print("recall@20  " + "  ".join(f"{name} {value or 0:.4f}" for name, value in recalls.items()))
         return
-    scores = {each["name"]: results["scores"][each["name"]] for each in results["systems"]}
+    # A system that lacks something, such as trained weights, was not asked.
+    asked = (each["name"] for each in results["systems"] if each["name"] in results["scores"])
+    scores = {name: results["scores"][name] for name in asked}
     if all(scores.values()):
         print("F1  " + "  ".join(f"{name} {found['f1']:.3f}" for name, found in scores.items()))
     else:

@@ -5,6 +5,7 @@ from job_inputs import DOCUMENTS, modified, write
 
 from selfparam_jax.baselines import _finetuned
 from selfparam_jax.baselines.registry import SYSTEMS
+from selfparam_jax.commands.command import print_scores
 from selfparam_jax.distributed import files
 from selfparam_jax.evaluation import health
 from selfparam_jax.jobs.run import run_job
@@ -85,11 +86,14 @@ def test_a_ruined_system_is_said_to_have_collapsed(config, tmp_path, monkeypatch
     assert "**FT(S) collapsed**" in report and f"(step {healthy['step']})" in report
 
 
-def test_a_system_that_could_not_be_asked_is_tried_with_other_settings(config, tmp_path):
+def test_a_system_that_could_not_be_asked_is_tried_with_other_settings(config, tmp_path, capsys):
     config.systems = ("memoryllm",)
     config.train.epochs = 1
     results = run_job(config, tmp_path / "run")
     assert "set baselines.memoryllm.model" in results["measured"]["memoryllm"]["unavailable"]
+    print_scores(results)
+    printed = capsys.readouterr().out
+    assert "injected 0." in printed and "memoryllm" not in printed
     assert run_job(config, tmp_path / "run") == results  # complete
     config.baselines.memoryllm.model = str(tmp_path / "nowhere")
     with pytest.raises((ValueError, OSError), match="nowhere"):
