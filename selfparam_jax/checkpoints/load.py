@@ -68,6 +68,8 @@ def load_model(
         downloaded.
     """
     source = os.fspath(source)
+    if not source:
+        raise ValueError("got an empty name of a model, expected a directory, a .gguf file or a hub id org/name")
     day = read_date(date)
     model = _load(
         source,

@@ -1,11 +1,14 @@
 """What every command does the same way: quiet libraries, one line for an error, an exit code, settings by name."""
 
 import argparse
+import contextlib
 import difflib
 import logging as standard_logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn
 
 import jax
@@ -36,6 +39,25 @@ def _in_one_line(record: standard_logging.LogRecord) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Within it SIGTERM ends a command as Ctrl-C does, with a line; training saves first (`deferred_stop`)."""
+
+    def interrupt(*_) -> NoReturn:
+        raise KeyboardInterrupt("stopped by SIGTERM")
+
+    heard = (
+        threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
+    if heard:
+        signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        if heard:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def run(function: Callable, *args):
     """Returns what the function returns; ends the process for what a user can do something about.
 
@@ -50,7 +72,8 @@ def run(function: Callable, *args):
         if each not in handler.filters:
             handler.addFilter(each)
     try:
-        return function(*args)
+        with _sigterm_interrupts():
+            return function(*args)
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped", file=sys.stderr)
         end(130)

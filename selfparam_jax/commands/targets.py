@@ -53,3 +53,5 @@ def _run(arguments: list[str]) -> None:
     written = write_targets(config, values.out)
     documents = counted(written["contexts"], "document")
     print(f"{values.out}: {written['kept']} of {written['written']} pairs kept for {documents}")
+    if "sentences" in written:
+        print(f"{written['covered']} of {written['sentences']} sentences are asked about; a report lists others")

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from absl import logging
 
 from selfparam_jax.data.extras import MissingExtraError
-from selfparam_jax.data.readers.chats import is_conversation, read_conversation
+from selfparam_jax.data.readers.chats import TURN_LISTS, is_conversation, read_conversation
 from selfparam_jax.data.readers.registry import NAMED_BY_STEM, READERS, read_file
 from selfparam_jax.data.readers.texts import Text, decode
 from selfparam_jax.distributed.files import parse_json, refuse_surrogates
@@ -46,6 +46,12 @@ class Question:
     kind: str = ""
     documents: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        _refuse_blank(self.question, "Question.question")
+        if isinstance(self.answers, str) or not all(isinstance(answer, str) for answer in self.answers):
+            raise ValueError(f"Question.answers: got {self.answers!r:.80}, expected a tuple of strings")
+        object.__setattr__(self, "answers", tuple(self.answers))
+
 
 @dataclasses.dataclass(frozen=True)
 class QAPair:
@@ -53,6 +59,10 @@ class QAPair:
 
     question: str
     answer: str
+
+    def __post_init__(self):
+        _refuse_blank(self.question, "QAPair.question")
+        _refuse_blank(self.answer, "QAPair.answer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +91,7 @@ class Document:
     def __post_init__(self):
         for name in ("text", "title", "id"):
             _typed(getattr(self, name), "a string", f"Document.{name}")
-        if not self.text.strip():
-            raise ValueError("Document.text: got an empty string, expected text; give the document's text")
+        _refuse_blank(self.text, "Document.text")
         for name, kind in (("questions", Question), ("qa_pairs", QAPair)):
             items = getattr(self, name)
             if isinstance(items, str) or not all(isinstance(item, kind) for item in items):
@@ -128,7 +137,9 @@ def read_document_files(path: str | os.PathLike, limit: int = 0, ids: tuple[str,
         documents = _documents_of(path, _files_below(path), str(path))
     else:
         found = read_file(path)
-        documents = _refuse_binary(path) or _file_documents(path) if found is None else _text_documents(path, found)
+        documents = (
+            _refuse_unknown_kind(path) or _file_documents(path) if found is None else _text_documents(path, found)
+        )
     return select(documents, limit, ids, str(path))
 
 
@@ -276,6 +287,11 @@ def _file_documents(path: pathlib.Path, name: str = "") -> list[Document]:
 
 
 def _document(record: dict, where: str) -> Document:
+    for name in TURN_LISTS:
+        if name in record:
+            raise ValueError(
+                f"{where}: {name!r}: got {_kind(record[name])}, expected a list of turns; correct the value"
+            )
     _refuse_unknown(record, _RECORD_FIELDS, where, "put fields of your own into 'metadata'")
     if "context" in record and "text" in record:
         raise ValueError(f"{where}: got both 'context' and 'text', expected one of them; remove one")
@@ -328,6 +344,11 @@ def _objects(record: dict, field: str, where: str) -> Iterator[tuple[dict, str]]
     for number, item in enumerate(items, start=1):
         spot = f"{where}, {field} entry {number}"
         yield _typed(item, "an object", spot), spot
+
+
+def _refuse_blank(value: object, where: str) -> None:
+    if not _typed(value, "a string", where).strip():
+        raise ValueError(f"{where}: got an empty string, expected text; fill it in")
 
 
 def _text(record: dict, field: str, where: str) -> str:
@@ -396,16 +417,16 @@ def _text_documents(
     ]
 
 
-def _refuse_binary(path: pathlib.Path) -> None:
-    """Raises ValueError for a file that can hold no records: of an unknown kind, and no text."""
-    if path.suffix.lower() in ("", ".json", *RECORD_SUFFIXES):
+def _refuse_unknown_kind(path: pathlib.Path) -> None:
+    """Raises ValueError for a file of an unknown kind that does not begin as a file of records does."""
+    if path.suffix.lower() in (".json", *RECORD_SUFFIXES):
         return
     with path.open("rb") as file:
-        binary = b"\x00" in file.read(1 << 16)
-    if binary:
+        begin = file.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if begin and not begin.startswith((b"{", b"\xff\xfe", b"\xfe\xff")):
         raise ValueError(
-            f"{path}: got a file of an unknown kind ({path.suffix}), expected JSONL or one of {', '.join(READERS)}; "
-            "convert it to one of these"
+            f"{path}: got a file of an unknown kind ({path.suffix or 'no suffix'}), expected JSONL or one of "
+            f"{', '.join(READERS)}; convert it, or give text the suffix .txt"
         )
 
 

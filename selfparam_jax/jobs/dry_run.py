@@ -31,6 +31,7 @@ from selfparam_jax.jobs.inputs import (
     bound_settings,
     check_lengths,
     given_documents,
+    refuse_workdir_among,
     share_documents,
     used_pairs,
     with_date,
@@ -121,6 +122,7 @@ def dry_run(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Ite
     if workdir is not None:
         if problem := refuse_folder(workdir, attempt=False):
             raise ValueError(problem)
+        refuse_workdir_among(settings, workdir)
         settings = with_date(settings, workdir)
     mesh = meshes.make_mesh(config=settings.mesh)
     load = functools.cache(lambda: load_outline(settings.model))

@@ -119,6 +119,7 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Job:
       ValueError, OSError: input that cannot be used, or a work directory of another run.
     """
     settings = with_date(with_whole_paths(read_settings(config)), workdir)
+    refuse_workdir_among(settings, workdir)
     check_backend(settings.attention, jax.default_backend())
     mesh = meshes.make_mesh(config=settings.mesh)
     settings, documents, load = read_documents(settings, mesh)
@@ -139,6 +140,19 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Job:
     if teacher is not None:
         teacher.let_go()  # until it reads
     return job
+
+
+def refuse_workdir_among(settings: Settings, workdir: str | pathlib.Path) -> None:
+    """Raises ValueError for a work directory within a folder of documents: its files would be read as documents."""
+    place = pathlib.Path(workdir).resolve()
+    for source in settings.contexts.split("\n"):
+        folder = pathlib.Path(source).resolve()
+        hidden = folder in place.parents and any(part.startswith(".") for part in place.relative_to(folder).parts)
+        if os.path.isdir(source) and folder in place.parents and not hidden:
+            raise ValueError(
+                f"{workdir} lies within {source}, all of whose files are read as documents; choose a directory "
+                "outside of it, or a hidden one"
+            )
 
 
 def bind_job(job: Job, config: ConfigDict) -> None:

@@ -11,7 +11,7 @@ import pathlib
 import re
 from typing import Any
 
-from selfparam_jax.data.documents import Document, QAPair
+from selfparam_jax.data.documents import Document
 from selfparam_jax.data.passages import Passage
 from selfparam_jax.data.prompts import FORMATS
 from selfparam_jax.distributed import files
@@ -131,7 +131,7 @@ def _written_pairs(job: Job, document: Document) -> list[dict]:
     written = written_about(document, read_written(path))
     found = reasons(written, document.qa_pairs, job.recipe.generator)
     return [
-        {**dataclasses.asdict(QAPair(record["question"], record["answer"])), "state": reason}
+        {"question": record["question"], "answer": record["answer"], "state": reason}
         for record, reason in zip(written, found, strict=True)
     ]
 

@@ -46,7 +46,9 @@ def read_adapter(job: Job, directory: pathlib.Path, unfinished: bool = False) ->
       ValueError: there is no complete checkpoint yet, or the training has not ended.
     """
     if not (directory / "checkpoints").exists():
-        raise ValueError(f"{directory} has no checkpoints yet; run the job first")
+        raise ValueError(
+            f"{directory} has no checkpoints: nothing was trained yet, or they were deleted; run the job"
+        )
     with Checkpoints(directory / "checkpoints") as checkpoints:
         step = checkpoints.latest()
         if step is None:

@@ -16,7 +16,7 @@ from selfparam_jax.jobs.settings import Settings, read_settings
 from selfparam_jax.jobs.synthesis import write_missing_pairs
 from selfparam_jax.reports.written_pairs import inspect_pairs
 from selfparam_jax.targets.filter_pairs import filter_pairs
-from selfparam_jax.targets.write_pairs import lost_pairs, read_written, written_about
+from selfparam_jax.targets.write_pairs import describe_written, lost_pairs, read_written, written_about
 from selfparam_jax.targets.writers import check_writer
 from selfparam_jax.training.other_teacher import named_teacher
 
@@ -35,7 +35,8 @@ def write_targets(config: ConfigDict, path: str | pathlib.Path) -> dict:
     """Writes pairs about the configured documents into a file, without training; continues what is in it.
 
     Returns:
-      counts: "contexts", and of the pairs those of each reason (`filter_pairs.REASONS`), "written" being all.
+      counts: "contexts", and of the pairs those of each reason (`filter_pairs.REASONS`), "written" being all; where
+        rules made them also the "sentences" of the documents, and how many of these are "covered" by a question.
 
     Raises:
       ValueError, OSError: input that cannot be used; another process writes into the file.
@@ -64,7 +65,10 @@ def _write(settings: Settings, path: pathlib.Path, lock: PairsLock) -> dict:
     lock.acquire()
     write_missing_pairs(documents, recipe, path, model, prompt, teacher)
     written = read_written(path)
+    made = describe_written(documents, path)
     counts = collections.Counter(contexts=len(documents))
+    if made:
+        counts.update({name: sum(each[name] for each in made) for name in ("sentences", "covered")})
     for document in documents:
         counts.update(filter_pairs(written_about(document, written), document.qa_pairs, recipe.generator)[1])
     if not counts["kept"]:

@@ -81,7 +81,9 @@ def written_parts(written: Sequence[dict]) -> list[str]:
     bare = [(each["id"], text) for each in written for text in each["uncovered"][:UNCOVERED]]
     if bare:
         parts.append("No question was found for these sentences; where it makes sense, their ends are trained on:")
-        parts.append("\n".join(f"- {markdown_cell(name)}: {markdown_cell(text)}" for name, text in bare))
+        more = sum(len(each["uncovered"]) for each in written) - len(bare)
+        lines = [f"- {markdown_cell(name)}: {markdown_cell(text)}" for name, text in bare]
+        parts.append("\n".join([*lines, *([f"- and {more} more"] if more else [])]))
     sample = [
         (markdown_cell(each["id"]), markdown_cell(pair["question"]), markdown_cell(pair["answer"]))
         for each in written

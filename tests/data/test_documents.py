@@ -144,6 +144,7 @@ def test_line_numbers_count_blank_lines(tmp_path):
         (_without("context"), ["no 'context'"]),
         ({"id": 1, "context": "x"}, ["'id': got a number"]),
         ({**RECORD, "context": " \n"}, ["'context': got an empty string"]),
+        ({"messages": "hello"}, ["'messages': got a string, expected a list of turns"]),
         ({**RECORD, "context": 7}, ["'context': got a number", "expected a string"]),
         ({**RECORD, "context": None}, ["'context': got null"]),
         ({**RECORD, "text": "x"}, ["both 'context' and 'text'"]),
@@ -306,6 +307,22 @@ def test_the_text_may_be_called_text_and_metadata_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda: QAPair("", "1743"), "QAPair.question: got an empty string"),
+        (lambda: QAPair("When?", " "), "QAPair.answer: got an empty string"),
+        (lambda: QAPair("When?", 1743), "QAPair.answer: got a number, expected a string"),
+        (lambda: Question(" ", ("a",)), "Question.question: got an empty string"),
+        (lambda: Question("Who?", "Ann"), "Question.answers: got 'Ann', expected a tuple of strings"),
+        (lambda: Question("Who?", [1]), "Question.answers: got [1], expected a tuple of strings"),
+    ],
+)
+def test_a_question_in_memory_is_checked(made, words):
+    assert words in _message(made)
+    assert Question("Who?", ["Ann", "Bo"]).answers == ("Ann", "Bo")
+
+
+@pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"text": ""}, "Document.text: got an empty string, expected text"),
@@ -344,6 +361,16 @@ def test_what_cannot_be_read_is_an_error_of_one_line(tmp_path):
     binary = tmp_path / "paper.doc"
     binary.write_bytes(b"\xd0\xcf\x11\xe0\x00")
     assert "paper.doc: got a file of an unknown kind (.doc)" in _message(read_document_files, binary)
+    for name, content, kind in (
+        ("table.csv", b"name,age\nAna,4\n", ".csv"),
+        ("noext", b"The mill turns.", "no suffix"),
+        ("picture.png", b"\x89PNG\r\n", ".png"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        message = _message(read_document_files, tmp_path / name)
+        assert f"{name}: got a file of an unknown kind ({kind}), expected JSONL or one of " in message
+    (tmp_path / "records").write_text('{"text": "The mill turns."}\n')
+    assert [document.text for document in read_document_files(tmp_path / "records")] == ["The mill turns."]
 
 
 def test_texts_from_jsonl(tmp_path):

@@ -61,7 +61,9 @@ def test_a_question_that_cannot_be_answered_is_refused_before_any_is(config, tmp
 
 def test_asking_before_anything_is_trained(config, tmp_path):
     inputs.prepare(config, tmp_path / "run")
-    with pytest.raises(ValueError, match="has no checkpoints yet; run the job first"):
+    with pytest.raises(
+        ValueError, match="has no checkpoints: nothing was trained yet, or they were deleted; run the job"
+    ):
         ask(tmp_path / "run", ["Who?"])
 
 

@@ -3,8 +3,10 @@
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from extras import require
@@ -107,6 +109,8 @@ def test_the_usage_names_every_verb(capsys):
         (["run", "--config=batch", "--config.prompt=worked"], "'worked' is called 'few_shot' now"),
         (["run", "--config=batch", "stray"], "unexpected arguments: stray"),
         (["targets", "--contexts=x"], "--out is missing"),
+        (["inject", ".", "--out=out"], "out lies within "),
+        (["inject", ".", "--out=out", "--dry_run"], "all of whose files are read as documents; choose a directory"),
         (["ask", "nowhere", "Who?"], "nowhere is not a work directory (no config.json); give the directory of a job"),
         (["ask", "nowhere", ""], "got an empty question, expected words"),
         (["targets", "--out=.", "--contexts=x"], ". is a directory, expected a file; name one in it"),
@@ -299,3 +303,16 @@ def test_ending_a_process_uses_the_given_code():
     with pytest.raises(SystemExit) as ended:
         end(3)
     assert ended.value.code == 3
+
+
+def test_sigterm_ends_a_command_with_a_line(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def wait_to_be_ended():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    with pytest.raises(SystemExit) as ended:
+        command.run(wait_to_be_ended)
+    assert ended.value.code == 130 and capsys.readouterr().err == "stopped by SIGTERM\n"
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -67,5 +67,7 @@ def test_a_report_says_what_was_covered_and_shows_pairs():
     shown = "\n".join(written_parts([record]))
     assert "| mill | 2 of 3 | 4 | 9 | 1 |" in shown and "| mill | When was it built? | 1742 |" in shown
     assert "- mill: It turns \\| on." in shown and "Questions held out" in shown
-    assert written_parts([]) == []
+    assert written_parts([]) == [] and "more" not in shown
+    long = "\n".join(written_parts([{**record, "uncovered": [f"Number {n}." for n in range(20)]}]))
+    assert "- mill: Number 5.\n- and 14 more" in long and "Number 6." not in long
     assert "held out are" not in "\n".join(written_parts([{**record, "held_out": 0, "uncovered": []}]))

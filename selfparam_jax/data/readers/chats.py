@@ -20,7 +20,7 @@ SPEAKERS = {
     "bot": "Assistant", "model": "Assistant", "system": "System", "tool": "Tool", "function": "Tool",
     "observation": "Tool", "developer": "System",
 }  # fmt: skip
-_LISTS = ("messages", "conversations", "conversation")
+TURN_LISTS = ("messages", "conversations", "conversation")  # fields of a record that hold its turns
 _DATES = ("date", "timestamp", "created_at", "create_time", "time", "datetime")
 _TITLES = ("title", "subject")
 _NAMES = ("id", "conversation_id", "dialogue_id", "dialog_id")
@@ -32,7 +32,7 @@ def is_conversation(record: object) -> bool:
     """Whether a JSON object is a conversation in one of the layouts that are known here."""
     if not isinstance(record, dict):
         return False
-    listed = any(isinstance(record.get(name), list) for name in _LISTS)
+    listed = any(isinstance(record.get(name), list) for name in TURN_LISTS)
     return listed or {"prompt", "completion"} <= record.keys()
 
 
@@ -70,7 +70,7 @@ def read_conversation(record: dict, where: str) -> Text:
         else:
             raise ValueError(f"{where}: 'prompt' and 'completion', expected two strings or two lists of messages")
     else:
-        messages = next(record[field] for field in _LISTS if isinstance(record.get(field), list))
+        messages = next(record[field] for field in TURN_LISTS if isinstance(record.get(field), list))
     turns, silent = [], 0
     for number, message in enumerate(messages, start=1):
         turn = _turn(message, f"{where}, message {number}")
