@@ -545,24 +545,26 @@ def torch_smollm2():
     torch = require("torch")
     import gguf
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.initialization import no_init_weights
 
-    theirs = LlamaForCausalLM._from_config(
-        LlamaConfig(
-            vocab_size=49152,
-            hidden_size=576,
-            intermediate_size=1536,
-            num_hidden_layers=30,
-            num_attention_heads=9,
-            num_key_value_heads=3,
-            max_position_embeddings=8192,
-            rms_norm_eps=1e-5,
-            rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
-            tie_word_embeddings=True,
-            bos_token_id=1,
-            eos_token_id=2,
-        ),
-        attn_implementation="eager",
-    )
+    with no_init_weights():  # all are read below
+        theirs = LlamaForCausalLM._from_config(
+            LlamaConfig(
+                vocab_size=49152,
+                hidden_size=576,
+                intermediate_size=1536,
+                num_hidden_layers=30,
+                num_attention_heads=9,
+                num_key_value_heads=3,
+                max_position_embeddings=8192,
+                rms_norm_eps=1e-5,
+                rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
+                tie_word_embeddings=True,
+                bos_token_id=1,
+                eos_token_id=2,
+            ),
+            attn_implementation="eager",
+        )
     names = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
     names |= {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
     names |= {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj"}

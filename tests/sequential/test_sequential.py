@@ -365,7 +365,7 @@ def test_a_process_that_is_killed_again_and_again(config, tmp_path):
             )
             if path := next((path for path in found if re.search(mark, path)), None):
                 break
-            time.sleep(0.002)
+            time.sleep(0.005)
         assert process.poll() is None, f"it was over before {mark} was there"
         os.kill(process.pid, number)
         process.wait()
