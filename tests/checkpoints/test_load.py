@@ -367,3 +367,8 @@ def test_default_config(default):
     assert (config.rope_theta, config.rms_norm_eps, config.max_position_embeddings) == (100000.0, 1e-5, 8192)
     assert config.tie_word_embeddings
     assert "lm_head" not in default.params
+
+
+def test_an_empty_name_is_no_model():
+    with pytest.raises(ValueError, match="got an empty name of a model, expected a directory, a .gguf file or a hub id"):
+        load_model("")
