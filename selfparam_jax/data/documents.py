@@ -137,9 +137,9 @@ def read_document_files(path: str | os.PathLike, limit: int = 0, ids: tuple[str,
         documents = _documents_of(path, _files_below(path), str(path))
     else:
         found = read_file(path)
-        documents = (
-            _refuse_unknown_kind(path) or _file_documents(path) if found is None else _text_documents(path, found)
-        )
+        if found is None:
+            _refuse_unknown_kind(path)
+        documents = _file_documents(path) if found is None else _text_documents(path, found)
     return select(documents, limit, ids, str(path))
 
 

@@ -147,8 +147,9 @@ def refuse_workdir_among(settings: Settings, workdir: str | pathlib.Path) -> Non
     place = pathlib.Path(workdir).resolve()
     for source in settings.contexts.split("\n"):
         folder = pathlib.Path(source).resolve()
-        hidden = folder in place.parents and any(part.startswith(".") for part in place.relative_to(folder).parts)
-        if os.path.isdir(source) and folder in place.parents and not hidden:
+        if folder not in place.parents or not folder.is_dir():
+            continue
+        if not any(part.startswith(".") for part in place.relative_to(folder).parts):
             raise ValueError(
                 f"{workdir} lies within {source}, all of whose files are read as documents; choose a directory "
                 "outside of it, or a hidden one"

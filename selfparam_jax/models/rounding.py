@@ -1,9 +1,9 @@
 """Products with the frozen weights in bfloat16, in models whose activations are float32.
 
 Processors with instructions for it (Intel's AMX; AVX-512 BF16, also AMD's since Zen 4) multiply matrices of bfloat16
-twice to several times as fast as those of float32.
-The weights are rounded once and kept beside those in float32, which adapters are merged into; activations are rounded
-as they enter a product (`decoder.rounded_product`). Sums, norms, softmax, the adapter and the loss stay in float32.
+faster than those of float32. The weights are rounded once and kept beside those in float32, which adapters are merged
+into; activations are rounded as they enter a product (`decoder.rounded_product`). Sums, norms, softmax, the adapter
+and the loss stay in float32.
 """
 
 import math

@@ -239,6 +239,15 @@ def test_an_output_path_that_cannot_be_used_is_refused_before_anything_is_loaded
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_targets_says_how_many_sentences_are_asked_about(tmp_path, capsys):
+    notes, out = tmp_path / "notes.txt", tmp_path / "pairs.jsonl"
+    notes.write_text("The town of Ava was founded by Lu Ka in 1743. Well, well, well!")
+    cli.main(["targets", f"--contexts={notes}", f"--out={out}", "--config.generator.teacher_scores=false"])
+    said, covered = capsys.readouterr().out.splitlines()
+    assert said.startswith(f"{out}: ") and said.endswith(" pairs kept for 1 document")
+    assert covered.startswith("1 of 2 sentences are asked about")
+
+
 @pytest.mark.parametrize("flags", [[], ["--dry_run"]])
 def test_a_text_of_which_no_pair_can_be_made_is_named(flags, model_dir, tmp_path, capsys):
     (tmp_path / "long.txt").write_text("x" * 700)

@@ -109,7 +109,7 @@ def _read_lines(
     lines: Sequence[Line], spoken: Sequence[str], topic: Topic, people: frozenset[str], names: frozenset[str]
 ) -> list[ReadSentence]:
     """The sentences, with references to those before them resolved, and their clauses."""
-    resolver = Resolver(topic, people, names)
+    resolver = Resolver(topic, people)
     known = names | {part for person in people for part in person.split()}
     made: list[ReadSentence] = []
     for n, (line, said) in enumerate(zip(lines, spoken, strict=True)):

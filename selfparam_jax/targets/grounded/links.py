@@ -3,7 +3,6 @@
 "X, because Y" is asked as "Why ...?" with Y as the answer, "If X, do Y" as "What should you do if X?".
 """
 
-import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 
@@ -192,11 +191,9 @@ class LinkAsker(Composer):
                 indirect=f"Can you tell me what {self._subject(clause)} {verb_text(clause)} {person} to do",
             )
             return
-        yield Draft(mark(f"What should {person} do"), answer, "what", "direct", "inf 1")
-        yield (
-            Draft(mark(f"What are {person} asked to do"), answer, "what", "named", "inf 1")
-            if (who.phrase.plural)
-            else Draft(mark(f"What is {person} asked to do"), answer, "what", "named", "inf 1")
+        be = "are" if who.phrase.plural else "is"
+        yield from worded(
+            answer, "what", "inf 1", direct=f"What should {person} do", named=f"What {be} {person} asked to do"
         )
 
 
@@ -216,8 +213,3 @@ def _points_back(deed: Sequence[Word], condition: Sequence[Word]) -> bool:
             if not any(each.tag in tags for each in (*condition, *deed[:n])):
                 return False
     return True
-
-
-def with_reason(clause: Clause, words: Sequence[Word]) -> Clause:
-    """A clause with a reason that another sentence gives."""
-    return dataclasses.replace(clause, rest=(*clause.rest, Phrase("reason", tuple(words), preposition="because")))

@@ -383,7 +383,7 @@ class _Parser(Complements):
         return tuple(front), n
 
     def _with_second_name(self, front: list[Phrase], phrase: Phrase, n: int, end: int) -> int:
-        """ "With her friend Ana Volk, a teacher, she climbed it": who Ana Volk is, then the clause goes on."""
+        """Reads "a teacher" in "With her friend Ana Volk, a teacher, she climbed it"; the main clause follows."""
         front.append(phrase)
         found = noun_phrase(self.words, n + 1, joins=False) if n < end and self.words[n].text == "," else None
         if found is None or phrase.phrase is None or found[1] >= end or self.words[found[1]].text != ",":

@@ -16,7 +16,6 @@ ROLES = WORDS["roles"]
 # Nouns at which something can be, so that "at the X" answers "where".
 PLACES = WORDS["places"]
 ORGANISATIONS = WORDS["organisations"]
-_GROUPS = ORGANISATIONS | frozenset(["members", "people", "family", "staff", "crew", "residents"])
 TITLES = ("Dr", "Dr.", "Mr", "Mr.", "Mrs", "Mrs.", "Ms", "Ms.", "Prof", "Prof.", "Professor", "Sir")
 _YEAR = re.compile(r"1\d{3}|20\d\d|21\d\d")
 _ORDINAL = re.compile(r"\d{1,2}(?:st|nd|rd|th)")

@@ -102,11 +102,13 @@ def choice_drafts(question: str, answer: str) -> Iterator[Draft]:
         return
     lemmas = w.forms(asked[1].lower()).get("NOUN", ())
     for value, purpose in found if lemmas and lemmas[0] != asked[1].lower() else ():
-        for form, text in (
-            ("direct", f"Which {lemmas[0]} is for {purpose}"),
-            ("named", f"What is the {lemmas[0]} for {purpose}"),
-        ):
-            yield Draft(mark(text), value, "how many", form, f"choice {purpose}")
+        yield from worded(
+            value,
+            "how many",
+            f"choice {purpose}",
+            direct=f"Which {lemmas[0]} is for {purpose}",
+            named=f"What is the {lemmas[0]} for {purpose}",
+        )
 
 
 def task_of(head: Sequence[str], cells: Sequence[str]) -> Task | None:

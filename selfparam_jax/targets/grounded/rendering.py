@@ -67,7 +67,7 @@ def verb_text(clause: Clause, singular: bool = False) -> str:
     first = next(k for k, word in enumerate(group.words) if word.is_verb or word.tag == "VB")
     word = group.words[first]
     if singular:
-        changed = {"are": "is", "were": "was", "have": "has", "do": "does"}.get(word.low)
+        changed = w.SINGULAR.get(word.low)
         if changed is None and word.tag in ("VBP", "VB"):
             changed = inflect(w.verb_lemma(word.text), "VBZ")
         if changed:

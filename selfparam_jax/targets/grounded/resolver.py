@@ -28,7 +28,7 @@ _GENERIC = {
 class Resolver:
     """Puts names in place of pronouns, sentence after sentence."""
 
-    def __init__(self, topic: Topic, people: frozenset[str], names: frozenset[str]):
+    def __init__(self, topic: Topic, people: frozenset[str]):
         self._topic, self._people = topic, people
         self._gender: dict[str, str] = {}
         self._recent: list[str] = [topic.name] if topic.kind == "person" and topic.name else []  # latest last
@@ -90,7 +90,7 @@ class Resolver:
                 spoken.add(self._several)
                 if low == "they" and not self._plural and n + 1 < len(words):
                     verb = words[n + 1]
-                    changed = {"are": "is", "were": "was", "have": "has", "do": "does"}.get(verb.low)
+                    changed = w.SINGULAR.get(verb.low)
                     if changed is None and verb.tag in ("VBP", "VB"):
                         changed = w.inflect(verb.low, "VBZ")
                     if changed:
@@ -100,7 +100,7 @@ class Resolver:
             elif low in ("we", "our") and self._topic.kind == "group" and not re.search(r'["“]', text[: word.begin]):
                 name = self._topic.name if n else self._topic.name[:1].upper() + self._topic.name[1:]
                 verb = words[n + 1] if n + 1 < len(words) else None
-                changed = {"are": "is", "were": "was", "have": "has", "do": "does"}.get(verb.low if verb else "")
+                changed = w.SINGULAR.get(verb.low if verb else "")
                 if changed:
                     pieces += [(word.begin, word.end, name), (verb.begin, verb.end, changed)]
                 elif low == "our" or (verb is not None and verb.tag in ("MD", "VBD")):
@@ -121,13 +121,7 @@ class Resolver:
                     continue
                 pieces.append((word.begin, words[n + 1].end, full if n else full[:1].upper() + full[1:]))
                 spoken.add(self._topic.name)
-        made, at = [], 0
-        for begin, end, name in sorted(pieces):
-            if begin < at:
-                continue
-            made += [text[at:begin], name]
-            at = end
-        return "".join(made) + text[at:]
+        return w.with_pieces(text, pieces)
 
     def _topic_up_to(self, noun: str) -> str:
         """The topic's name, cut after a noun inside it ("the Pinehurst bridge" of "... bridge project")."""
@@ -149,7 +143,7 @@ class Resolver:
                 person = found[0]
                 pieces.append((run[0].begin, run[0].end, person))
         if person and begin > 1 and words[begin - 1].low in ROLES and words[begin - 2].tag == "PRP$":
-            # "With her friend Ana Volk, she ...": whose friend that is, "she" is.
+            # "With her friend Ana Volk, she ...": "she" is not Ana Volk, but the person before her.
             self._recent = [person, *(each for each in self._recent if each != person)]
         elif person:
             spoken.add(person)

@@ -139,11 +139,7 @@ def named(line: Line) -> str:
         elif word.low == "my" or (word.low == "your" and line.heard):
             owner = line.speaker if word.low == "my" else line.heard
             pieces.append((word.begin, word.end, f"{owner}'s"))
-    made, at = [], 0
-    for begin, end, put in sorted(pieces):
-        made += [text[at:begin], put]
-        at = end
-    return "".join(made) + text[at:]
+    return w.with_pieces(text, pieces)
 
 
 def _as_third_person(words: Sequence[Word], n: int, speaker: str) -> list[tuple[int, int, str]]:
@@ -217,11 +213,7 @@ def carried(text: str, words: Sequence[Word], before: str, same_speaker: bool) -
             pieces.append((word.begin, word.end, things[0]))
         elif word.low == "it" and same_speaker and words[n - 1].low not in w.BE:
             pieces.append((word.begin, word.end, f"the {things[0].split(maxsplit=1)[1]}"))
-    made, at = [], 0
-    for begin, end, put in sorted(pieces):
-        made += [text[at:begin], put]
-        at = end
-    return "".join(made) + text[at:]
+    return w.with_pieces(text, pieces)
 
 
 def _indefinite(text: str) -> list[str]:

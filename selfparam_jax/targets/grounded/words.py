@@ -6,6 +6,7 @@ Forms come from lemminflect.
 import dataclasses
 import functools
 import re
+from collections.abc import Iterable
 
 from selfparam_jax.targets.grounded.lexicon import WORDS
 
@@ -61,6 +62,21 @@ class Word:
     def is_verb(self) -> bool:
         """Whether it is a verb with a tense."""
         return self.tag in ("VBD", "VBZ", "VBP", "MD")
+
+
+# Verbs whose singular has a form of its own.
+SINGULAR = {"are": "is", "were": "was", "have": "has", "do": "does"}
+
+
+def with_pieces(text: str, pieces: Iterable[tuple[int, int, str]]) -> str:
+    """A text with some pieces replaced: (begin, end, what stands there instead). Of two that overlap the first is."""
+    made, at = [], 0
+    for begin, end, put in sorted(pieces):
+        if begin < at:
+            continue
+        made += [text[at:begin], put]
+        at = end
+    return "".join(made) + text[at:]
 
 
 @functools.cache
