@@ -1,5 +1,6 @@
 """What the processes of tests/processes.py have imported when they begin. Nothing here may start JAX or a thread."""
 
+import gc
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -11,3 +12,5 @@ from transformers import AutoConfig, AutoTokenizer, LlamaConfig, PreTrainedToken
 
 import selfparam_jax.commands.run
 import selfparam_jax.jobs.run  # noqa: F401
+
+gc.freeze()  # a forked process need not look through it for garbage, which would copy it, too

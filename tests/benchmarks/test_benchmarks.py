@@ -182,7 +182,7 @@ def test_options(base, monkeypatch):
     same = ("layers apart", "remat=layers", "train.accumulate=4", "attention=xla")
     others = ("remat=none", "matmul_precision=bfloat16", "base_weights=int8", "dtype=bfloat16")
     wanted = {name: there[name] for name in (*others[:1], *same, *others[1:])}
-    rows = {row["option"]: row for row in options.measure(wanted, load, 2, rows=4, length=288)}
+    rows = {row["option"]: row for row in options.measure(wanted, load, 2, rows=4, length=128)}
     for name in same:
         assert rows[name]["loss_difference"] < 1e-5, name
         assert rows[name]["kl_to_float32"] < 1e-9
