@@ -61,10 +61,10 @@ from selfparam_jax.data.rows import (
     file_rows,
     first_record,
     hub_rows,
-    kind_of,
     stream_rows,
     typed,
 )
+from selfparam_jax.distributed.files import kind_of
 
 PWC_ANSWER_TOKENS = 5
 PWC_EXCLUDED = "above text"

@@ -19,10 +19,10 @@ from collections.abc import Iterator, Sequence
 from absl import logging
 
 from selfparam_jax.data.extras import MissingExtraError
-from selfparam_jax.data.readers.chats import TURN_LISTS, is_conversation, read_conversation
+from selfparam_jax.data.readers.chats import is_conversation, read_conversation, refuse_turns
 from selfparam_jax.data.readers.registry import NAMED_BY_STEM, READERS, read_file
 from selfparam_jax.data.readers.texts import Text, decode
-from selfparam_jax.distributed.files import parse_json, refuse_surrogates
+from selfparam_jax.distributed.files import kind_of, parse_json, refuse_surrogates
 
 # Files of records, one a line; a file of another unknown kind is tried as such, too, if it is text.
 RECORD_SUFFIXES = (".jsonl", ".ndjson")
@@ -287,11 +287,7 @@ def _file_documents(path: pathlib.Path, name: str = "") -> list[Document]:
 
 
 def _document(record: dict, where: str) -> Document:
-    for name in TURN_LISTS:
-        if name in record:
-            raise ValueError(
-                f"{where}: {name!r}: got {_kind(record[name])}, expected a list of turns; correct the value"
-            )
+    refuse_turns(record, where)
     _refuse_unknown(record, _RECORD_FIELDS, where, "put fields of your own into 'metadata'")
     if "context" in record and "text" in record:
         raise ValueError(f"{where}: got both 'context' and 'text', expected one of them; remove one")
@@ -377,15 +373,9 @@ def _refuse_unknown(record: dict, known: tuple[str, ...], where: str, advice: st
 
 
 def _typed(value: object, kind: str, where: str) -> object:
-    if _kind(value) != kind:
-        raise ValueError(f"{where}: got {_kind(value)}, expected {kind}; correct the value")
+    if kind_of(value) != kind:
+        raise ValueError(f"{where}: got {kind_of(value)}, expected {kind}; correct the value")
     return value
-
-
-def _kind(value: object) -> str:
-    """Names a value's type as JSON does."""
-    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return kinds.get(type(value), "a number")
 
 
 # --- files of other kinds -------------------------------------------------------------------------------
@@ -521,7 +511,7 @@ def _listed(items: Sequence[str]) -> list[str]:
 
 
 def _select(documents: list[Document], ids: tuple[str, ...], source: str) -> list[Document]:
-    if _kind(ids) == "a string":
+    if kind_of(ids) == "a string":
         raise ValueError(f"ids: got the string {ids!r}, expected a tuple of ids; write ({ids!r},)")
     by_id = {document.id: document for document in documents}
     for name in ids:

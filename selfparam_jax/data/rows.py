@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from selfparam_jax.distributed.files import refuse_surrogates
+from selfparam_jax.distributed.files import JSON_KINDS, kind_of, refuse_surrogates
 
 # Rows that are shuffled together. A larger buffer mixes better and reads more before the first text.
 SHUFFLE_BUFFER = 1000
@@ -22,7 +22,6 @@ HUB = "hub:"
 READERS = {".parquet": "parquet", ".jsonl": "json", ".jsonl.gz": "json", ".jsonl.zst": "json"}
 # Formats of plain data. Others decode pictures or sound, or unpack archives; none of them holds our texts.
 _FORMATS = ("arrow", "csv", "json", "parquet", "text")
-_KINDS = {str: "a string", list: "a list", dict: "an object", bool: "a boolean", type(None): "nothing"}
 
 # A row, and its place in words.
 Row = tuple[str, dict]
@@ -199,12 +198,7 @@ def typed(value: Any, kind: type, field: str, where: str) -> Any:
       ValueError: it is of another kind, or a string with half of a character.
     """
     if not isinstance(value, kind):
-        raise ValueError(f"{where}: {field}: got {kind_of(value)}, expected {_KINDS[kind]}; correct the data")
+        raise ValueError(f"{where}: {field}: got {kind_of(value)}, expected {JSON_KINDS[kind]}; correct the data")
     if kind is str:
         refuse_surrogates(value, f"{where}: {field}")
     return value
-
-
-def kind_of(value: Any) -> str:
-    """Names the type of a value."""
-    return _KINDS.get(type(value), "a number")

@@ -230,6 +230,14 @@ def _read_line(line: bytes, where: str) -> dict:
     return record
 
 
+JSON_KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+
+
+def kind_of(value: object) -> str:
+    """The kind of a JSON value, as messages name it."""
+    return JSON_KINDS.get(type(value), "a number")
+
+
 def refuse_surrogates(value: object, where: str) -> None:
     """Raises ValueError if a string in a JSON value holds half of a character, which no file or tokenizer takes.
 
@@ -276,16 +284,12 @@ def read_json(path: str | os.PathLike, kind: type = dict, keys: Collection[str] 
         shape += f" with {', '.join(map(repr, keys))}"
     value = parse_json(pathlib.Path(path).read_bytes(), str(path), f"{shape}; {advice}")
     if not isinstance(value, kind):
-        raise ValueError(f"{path}: got {_name_of(value)}, expected {shape}; {advice}")
+        raise ValueError(f"{path}: got {kind_of(value)}, expected {shape}; {advice}")
     if missing := [key for key in keys if key not in value]:
         raise ValueError(f"{path}: got no {missing[0]!r}, expected {shape}; {advice}")
     if kind is dict and CHECKSUM in value:
         _check_seal(path, value.pop(CHECKSUM), _to_text(value, path).encode(), advice)
     return value
-
-
-def _name_of(value: object) -> str:
-    return {dict: "an object", list: "a list", str: "a text", type(None): "null"}.get(type(value), f"{value!r:.40}")
 
 
 def write_json(path: str | os.PathLike, obj: object, sealed: bool = False) -> None:

@@ -44,6 +44,8 @@ def write_targets(config: ConfigDict, path: str | pathlib.Path) -> dict:
     settings = _read(config)
     if os.path.isdir(path):
         raise ValueError(f"{path} is a directory, expected a file; name one in it, such as {path}/pairs.jsonl")
+    if os.path.exists(path) and os.path.getsize(path):
+        read_written(path)  # another file is refused before anything is loaded
     start_backend(settings.compilation_cache)
     with PairsLock(path) as lock:
         return _write(settings, pathlib.Path(path), lock)

@@ -3,10 +3,16 @@
 Never the base: it is not modified, and its fingerprint in the JSON says which one belongs to an adapter.
 """
 
+import contextlib
+import gc
 import hashlib
 import json
+import logging as logs
 import os
 import pathlib
+import sys
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -18,6 +24,7 @@ from selfparam_jax.distributed.mesh import all_agree, fetch
 from selfparam_jax.distributed.processes import barrier, is_main_process
 
 ARRAYS = ("lora", "optimizer")
+UNFINISHED_S = 0.1  # reads that were under way when another failed have ended by then
 DIGESTS = "digests"  # of these and of the record, in the record
 
 
@@ -32,6 +39,24 @@ def digest_leaves(tree: Any) -> str:
 
 def _digest_record(record: dict) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Nothing is printed of what a failed read leaves unfinished.
+
+    Orbax reads several arrays at once. When one fails, asyncio and TensorStore's threads print a traceback for
+    others; the warning about the checkpoint says all in one line.
+    """
+    logger, hooks = logs.getLogger("asyncio"), (sys.excepthook, sys.unraisablehook)
+    before = logger.disabled
+    logger.disabled = True
+    sys.excepthook = sys.unraisablehook = lambda *_: None
+    try:
+        yield
+    finally:
+        logger.disabled = before
+        sys.excepthook, sys.unraisablehook = hooks
 
 
 class Checkpoints:
@@ -95,6 +120,14 @@ class Checkpoints:
         """What keeps a checkpoint from being read, in a line; None for a good one."""
         if not self._has_files(step):
             return "the directory is empty"
+        with _without_tracebacks():
+            problem = self._reading_problem(step)
+            if problem:
+                time.sleep(UNFINISHED_S)
+                gc.collect()
+        return problem
+
+    def _reading_problem(self, step: int) -> str | None:
         try:
             record = self._read_whole_record(step)
             digests = record.pop(DIGESTS, None)

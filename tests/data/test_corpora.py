@@ -227,16 +227,16 @@ def _changed(path, value):
         ({"rows": []}, ["an object with rows", "an object with 'data'"]),
         ({"data": {}}, ["data: got an object, expected a list"]),
         ({"data": [3]}, ["data entry 1", "got a number"]),
-        (_changed(["data", 1, "paragraphs"], None), ["data entry 2", "paragraphs: got nothing"]),
+        (_changed(["data", 1, "paragraphs"], None), ["data entry 2", "paragraphs: got null"]),
         (_changed(["data", 0, "paragraphs", 1, "context"], 5), ["paragraphs entry 2", "context: got a number"]),
         (_changed(["data", 0, "paragraphs", 1, "context"], " "), ["paragraphs entry 2", "empty 'context'"]),
         (_changed(["data", 0, "paragraphs", 1, "qas"], "x"), ["qas: got a string"]),
         (
             _changed(["data", 0, "paragraphs", 0, "qas", 3, "question"], None),
-            ["qas entry 4", "question: got nothing"],
+            ["qas entry 4", "question: got null"],
         ),
         (_changed(["data", 0, "paragraphs", 0, "qas", 3, "answers"], {}), ["qas entry 4", "answers: got an object"]),
-        (_changed(["data", 0, "paragraphs", 0, "qas", 3, "answers", 0], {}), ["qas entry 4", "text: got nothing"]),
+        (_changed(["data", 0, "paragraphs", 0, "qas", 3, "answers", 0], {}), ["qas entry 4", "text: got null"]),
         ({"data": []}, ["got no document"]),
     ],
 )
@@ -260,7 +260,7 @@ def test_bytes_that_are_not_utf8(tmp_path):
         ({**ROWS[0], "answers": ["x"]}, "row 1: answers: got a list, expected an object"),
         ({**ROWS[0], "answers": {"text": "x"}}, "row 1: answers.text: got a string, expected a list"),
         ({**ROWS[0], "context": 3}, "row 1: context: got a number, expected a string"),
-        ({**ROWS[0], "question": None}, "row 1: question: got nothing, expected a string"),
+        ({**ROWS[0], "question": None}, "row 1: question: got null, expected a string"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_place(tmp_path, row, words):
@@ -272,7 +272,7 @@ def test_a_bad_row_is_refused_with_its_place(tmp_path, row, words):
 
 def test_a_later_bad_row_has_its_own_number(tmp_path):
     rows = [*ROWS[:2], {**ROWS[0], "question": None}]
-    assert "row 3: question: got nothing" in _message(read_documents, str(_write(tmp_path / "r.parquet", rows)))
+    assert "row 3: question: got null" in _message(read_documents, str(_write(tmp_path / "r.parquet", rows)))
 
 
 def test_empty_fields_are_left_out_and_counted(tmp_path, caplog):

@@ -1,6 +1,7 @@
 """Files of other kinds: what a reader finds is what stands in the file, and nothing is left out without a word."""
 
 import json
+import re
 import sys
 import zipfile
 
@@ -199,6 +200,15 @@ def test_papers_that_cannot_be_read(tmp_path):
         read_document_files(paper(tmp_path / "locked.pdf", [["x"]], password="secret"))
 
 
+def test_a_damaged_pdf_is_one_line(tmp_path, caplog):
+    """What pypdf says while it looks for the rest of the file is not ours to show."""
+    whole = paper(tmp_path / "cut.pdf", [["Some words."]])
+    whole.write_bytes(whole.read_bytes()[:-300])
+    with pytest.raises(ValueError, match=r"cut\.pdf: got \w+Error: .*, expected a PDF") as caught:
+        read_document_files(whole)
+    assert "\n" not in str(caught.value) and not caplog.records
+
+
 def test_a_notebook(tmp_path):
     cells = [
         {"cell_type": "markdown", "source": ["# Mill\n", "Some words."]},
@@ -336,6 +346,21 @@ def test_sharegpt(tmp_path):
     # 1775952000 s after 1970 began: 20555 days, which is 12 April 2026.
     assert first.text.startswith("Conversation between User and Assistant, 2026-04-12 00:00.\n\nUser: Who?")
     assert (first.id, second.id) == ("share.json-1", "b")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"messages": "hello"}, "entry 1: 'messages': got a string, expected a list of turns"),
+        ([{"conversations": 3}], "entry 1: 'conversations': got a number, expected a list of turns"),
+        ([{"messages": [{"role": "user", "content": "Who?"}]}, {"text": "x"}], "entry 2: got no conversation"),
+    ],
+)
+def test_json_that_is_nearly_conversations_is_named_as_such(tmp_path, content, words):
+    """And is not taken for SQuAD's layout."""
+    (tmp_path / "share.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=re.escape(f"share.json, {words}")):
+        read_documents(tmp_path / "share.json")
 
 
 def test_prompts_and_completions(tmp_path):

@@ -145,7 +145,7 @@ DAMAGED = {
     "zeroed": (b"\0" * 40, "malformed JSON"),
     "no text": (b'{"a": "\xff"}', "is not UTF-8"),
     "a list": (b"[1]", "got a list, expected a JSON object with 'a'"),
-    "a number": (b"5", "got 5, expected a JSON object"),
+    "a number": (b"5", "got a number, expected a JSON object"),
     "null": (b"null", "got null, expected a JSON object"),
     "another object": (b'{"b": 1}', "got no 'a', expected a JSON object with 'a'"),
     "nested deeply": (b'{"a": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", "nested too deeply"),

@@ -154,6 +154,15 @@ def test_pairs_are_written_once_for_many_jobs(config, tmp_path, says):
     assert shown.count("likelihood 0.") == 6 and shown.count("    1742") + shown.count("    30 metres") == 6
 
 
+def test_another_file_is_refused_before_the_model_is_read(config, tmp_path):
+    path = tmp_path / "notes.jsonl"
+    files.write_lines(path, [{"text": "Of another kind."}])
+    config.model = str(tmp_path / "no-model")
+    with pytest.raises(ValueError, match=r"notes\.jsonl: got no settings in its first line, expected a file"):
+        write_targets(config, path)
+    assert files.read_lines(path) == [{"text": "Of another kind."}]
+
+
 def test_written_pairs_without_a_model_to_score_them(config, tmp_path, says):
     config.generator.teacher_scores = False
     write_targets(config, tmp_path / "pairs.jsonl")

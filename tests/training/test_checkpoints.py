@@ -1,5 +1,6 @@
 """Checkpoints: what was saved comes back, and a damaged one gives way to the one before it."""
 
+import gc
 import logging
 import shutil
 
@@ -135,12 +136,14 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", list(DAMAGE))
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tasks that Orbax leaves behind
-def test_a_damaged_one_gives_way_to_the_one_before_it(three, caplog, kind):
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # what is left behind is no traceback
+def test_a_damaged_one_gives_way_to_the_one_before_it(three, caplog, capfd, kind):
     DAMAGE[kind](three / "9")
-    with caplog.at_level(logging.WARNING, "absl"):
+    with caplog.at_level(logging.WARNING):
         assert_holds(three, 6)
+        gc.collect()
     assert f"checkpoint {three / '9'} is damaged and skipped: " in caplog.text
+    assert "Traceback" not in capfd.readouterr().err + caplog.text
     assert (three / "9").exists(), "reading removes nothing"
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from absl import logging
 
 from selfparam_jax.data.readers.texts import Text, decode
+from selfparam_jax.distributed.files import kind_of
 
 SPEAKERS = {
     "user": "User", "human": "User", "assistant": "Assistant", "gpt": "Assistant", "chatgpt": "Assistant",
@@ -34,6 +35,15 @@ def is_conversation(record: object) -> bool:
         return False
     listed = any(isinstance(record.get(name), list) for name in TURN_LISTS)
     return listed or {"prompt", "completion"} <= record.keys()
+
+
+def refuse_turns(record: object, where: str) -> None:
+    """Raises ValueError for a record whose turns are no list; `is_conversation` is False for it."""
+    for name in TURN_LISTS if isinstance(record, dict) else ():
+        if name in record:
+            raise ValueError(
+                f"{where}: {name!r}: got {kind_of(record[name])}, expected a list of turns; correct the value"
+            )
 
 
 def read_conversation(record: dict, where: str) -> Text:
@@ -134,15 +144,26 @@ def conversation_text(turns: Sequence[tuple[str, str]], date: str = "", title: s
 
 
 def read_json(path: pathlib.Path) -> list[Text] | None:
-    """The conversations of a JSON file: one, or a list of them (ShareGPT's layout); None for another layout."""
+    """The conversations of a JSON file: one, or a list of them (ShareGPT's layout); None for another layout.
+
+    Raises:
+      ValueError: one of them cannot be read, or is none.
+    """
     try:
         content = json.loads(decode(path))
     except (ValueError, RecursionError):
         return None
-    records = content if isinstance(content, list) else [content]
-    if not records or not all(map(is_conversation, records)):
-        return None
-    return [read_conversation(record, f"{path}, entry {n}") for n, record in enumerate(records, start=1)]
+    texts, others = [], []
+    for number, record in enumerate(content if isinstance(content, list) else [content], start=1):
+        where = f"{path}, entry {number}"
+        if is_conversation(record):
+            texts.append(read_conversation(record, where))
+        else:
+            refuse_turns(record, where)
+            others.append(where)
+    if texts and others:
+        raise ValueError(f"{others[0]}: got no conversation, expected one as in other entries; remove the entry")
+    return texts or None
 
 
 # --- transcripts ----------------------------------------------------------------------------------------

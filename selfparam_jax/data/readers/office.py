@@ -1,5 +1,6 @@
 """PDF, Word and PowerPoint, as Markdown."""
 
+import logging as logs
 import pathlib
 import re
 import zipfile
@@ -88,6 +89,7 @@ def read_pdf(path: pathlib.Path) -> list[Text]:
       ValueError: it is damaged or locked, has no text at all, or the extra is not installed.
     """
     pypdf = import_reader("pypdf", path)
+    logs.getLogger("pypdf").setLevel(logs.ERROR)  # what is wrong with a damaged file is said in one line, below
     try:
         reader = pypdf.PdfReader(path)
         if reader.is_encrypted and not reader.decrypt(""):
