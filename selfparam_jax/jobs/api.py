@@ -35,7 +35,7 @@ from selfparam_jax.jobs import export
 from selfparam_jax.jobs.ask import ANSWER_TOKENS
 from selfparam_jax.jobs.inputs import check_lengths, example_documents, example_texts, read_start
 from selfparam_jax.jobs.lock import WorkdirLock
-from selfparam_jax.jobs.passages import join_answers, name_passages, with_passages
+from selfparam_jax.jobs.passages import join_answers, name_passages, scores_by_kind, with_passages
 from selfparam_jax.jobs.progress import open_hooks
 from selfparam_jax.jobs.reach import measure_reach
 from selfparam_jax.jobs.synthesis import two_step_documents, write_missing_pairs
@@ -371,8 +371,9 @@ def evaluate(
 
     Returns:
       {"scores": {system: means and "f1_ci95", or None without questions}, "predictions": a record per question with
-      every system's answer and scores}, as results.json and predictions.jsonl of a job have them; with `reach` also
-      "reach", the table of `evaluation.reach.measure_reach`, and "reach_answers", a record per answer.
+      every system's answer and scores}, as results.json and predictions.jsonl of a job have them; where questions
+      have a kind also "kinds", the scores on each (`jobs.passages.scores_by_kind`); with `reach` also "reach", the
+      table of `evaluation.reach.measure_reach`, and "reach_answers", a record per answer.
 
     Raises:
       ValueError: an unknown system, one that cannot be asked, or a document that does not fit into the model.
@@ -399,6 +400,8 @@ def evaluate(
         "scores": {name: asking.summarize(join_answers(documents, found)) for name, found in answers.items()},
         "predictions": name_passages(documents, asking.predictions(documents, answers)),
     }
+    if kinds := scores_by_kind(documents, answers):
+        found["kinds"] = kinds
     if reach:
         found["reach"], found["reach_answers"] = measure_reach(
             adapter.model, adapter.lora, adapter.scale, bound, documents, batch_size=batch_size, known=answers

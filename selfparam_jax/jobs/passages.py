@@ -17,6 +17,7 @@ from selfparam_jax.data.passages import (
     token_counter,
 )
 from selfparam_jax.data.prompts import Prompt
+from selfparam_jax.evaluation.questions import kinds_of, of_kind, summarize
 from selfparam_jax.reports.tables import counted
 from selfparam_jax.targets.write_pairs import read_written, with_written_pairs
 from selfparam_jax.training.recipe import Recipe
@@ -92,6 +93,26 @@ def join_answers(documents: Sequence[Document], answers: Sequence[Sequence[dict]
       per document of `group_passages`.
     """
     return [[answer for place in source.places for answer in answers[place]] for source in group_passages(documents)]
+
+
+def scores_by_kind(documents: Sequence[Document], answers: dict[str, list[list[dict]]]) -> list[dict]:
+    """The scores of every system on the questions of each kind.
+
+    Args:
+      documents: passages and short documents.
+      answers: of every system, of each document, per question.
+
+    Returns:
+      {"kind", "questions": how many, "scores": per system as `questions.summarize`} of each kind; [] where questions
+      have none.
+    """
+    found = []
+    for kind in kinds_of(documents):
+        chosen = {name: of_kind(documents, each, kind) for name, each in answers.items()}
+        scores = {name: summarize(join_answers(documents, each)) for name, each in chosen.items()}
+        count = sum(question.kind == kind for document in documents for question in document.questions)
+        found.append({"kind": kind, "questions": count, "scores": scores})
+    return found
 
 
 def name_passages(documents: Sequence[Document], records: Sequence[dict]) -> list[dict]:

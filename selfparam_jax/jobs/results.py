@@ -14,7 +14,7 @@ from selfparam_jax.evaluation import questions
 from selfparam_jax.evaluation.metrics import bootstrap_interval
 from selfparam_jax.jobs.evaluation import INJECTED
 from selfparam_jax.jobs.inputs import Job, start_backend
-from selfparam_jax.jobs.passages import join_answers, name_passages
+from selfparam_jax.jobs.passages import join_answers, name_passages, scores_by_kind
 from selfparam_jax.jobs.systems import read_measured, system_names
 from selfparam_jax.reports import report
 from selfparam_jax.targets.write_pairs import describe_written
@@ -40,6 +40,7 @@ def write_results(
     names = [name for name in SYSTEMS if name in answers]
     measured = {name: found for name in system_names(job) if (found := read_measured(job.workdir, name))}
     sources = group_passages(job.documents)
+    ordered = {name: answers[name] for name in names}
     joined = {name: join_answers(job.documents, answers[name]) for name in names}
     per_context = []
     for d, source in enumerate(sources):
@@ -68,7 +69,7 @@ def write_results(
         "systems": [_system_record(name, bool(split)) for name in SYSTEMS if name in answers or name in measured],
         "scores": {name: questions.summarize(joined[name]) for name in names},
         "measured": {name: found | _per_question(answers.get(name)) for name, found in measured.items()},
-        "against_injected": _against(answers.get(INJECTED), {name: answers[name] for name in names}, job),
+        "against_injected": _against(answers.get(INJECTED), ordered, job),
         "drift": drift,
         "timing": {"total_s": 0.0, **timing},
         **training,
@@ -76,12 +77,11 @@ def write_results(
         "per_context": per_context,
         **({"passages": {"documents": len(split), "tokens": job.recipe.passage_tokens}} if split else {}),
         **({"written_pairs": written} if written else {}),
-        **({"kinds": kinds} if (kinds := _kinds(job, {name: answers[name] for name in names})) else {}),
+        **({"kinds": kinds} if (kinds := scores_by_kind(job.documents, ordered)) else {}),
         "recipe": job.record,
         **extra,
     }
     results["timing"]["total_s"] = time.perf_counter() - began
-    ordered = {name: answers[name] for name in names}
     records = name_passages(job.documents, questions.predictions(job.documents, ordered))
     files.write_lines(job.workdir / "predictions.jsonl", records)
     return complete(job.workdir, results)
@@ -117,17 +117,6 @@ def _against(injected: Sequence[Sequence[dict]] | None, answers: dict, job: Job)
         if changes := [group for group in changes if group]:
             difference = float(np.mean([np.mean(group) for group in changes]))
             found[name] = {"f1": difference, "ci95": bootstrap_interval(changes)}
-    return found
-
-
-def _kinds(job: Job, answers: dict[str, list[list[dict]]]) -> list[dict]:
-    """The scores of every system on the questions of each kind; [] where questions have none."""
-    found = []
-    for kind in questions.kinds_of(job.documents):
-        chosen = {name: questions.of_kind(job.documents, each, kind) for name, each in answers.items()}
-        scores = {name: questions.summarize(join_answers(job.documents, each)) for name, each in chosen.items()}
-        count = sum(question.kind == kind for document in job.documents for question in document.questions)
-        found.append({"kind": kind, "questions": count, "scores": scores})
     return found
 
 

@@ -62,7 +62,7 @@ def test_from_documents_to_a_saved_model(model, adapter, model_dir, tmp_path):
 
     found = sp.evaluate(adapter, documents())
     assert list(found["scores"]) == ["base_q", "base_cq", "injected"]
-    assert [line["context"] for line in found["predictions"]] == ["doc-0", "doc-1", "doc-2"]
+    assert [line["context"] for line in found["predictions"]] == ["doc-0", "doc-1", "doc-2"] and "kinds" not in found
     with pytest.raises(ValueError, match="systems has 'rag', expected some of base_q, injected, base_cq"):
         sp.evaluate(adapter, documents(), systems=("rag",))
 
@@ -231,6 +231,18 @@ def test_it_is_the_batch_job(config, model_dir, tmp_path):
     assert evaluated["predictions"] == files.read_lines(tmp_path / "run" / "predictions.jsonl")
     results = files.read_json(tmp_path / "run" / "results.json")
     assert evaluated["scores"] == results["scores"]
+
+
+def test_questions_of_several_kinds_have_scores_of_their_own(adapter):
+    given = [
+        dataclasses.replace(each, questions=tuple(dataclasses.replace(q, kind=kind) for q in each.questions))
+        for each, kind in zip(documents(), ("easy", "hard", "easy"), strict=True)
+    ]
+    found = sp.evaluate(adapter, given, systems=("injected",))
+    f1 = [line["injected"]["f1"] for line in found["predictions"]]
+    assert [(each["kind"], each["questions"]) for each in found["kinds"]] == [("easy", 2), ("hard", 1)]
+    easy, hard = (each["scores"]["injected"]["f1"] for each in found["kinds"])
+    assert easy == pytest.approx((f1[0] + f1[2]) / 2) and hard == f1[1]
 
 
 def test_it_works_in_a_thread(model, adapter, tmp_path):
