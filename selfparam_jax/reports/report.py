@@ -1,4 +1,4 @@
-"""The report of a job for a person to read: report.md, f1.png, loss.png, drift.png, and systems.png with baselines.
+"""The report of a job for a person to read: report.md, with pictures of scores, loss, drift, reach and systems.
 
 Everything in them is read from results.json, metrics.jsonl and predictions.jsonl, so a report can be made again at
 any time. results.json lists the systems, their labels and their roles.
@@ -12,7 +12,8 @@ import numpy as np
 from selfparam_jax.distributed import files
 from selfparam_jax.reports import recommend
 from selfparam_jax.reports.figures import colours_of, draw_drift, draw_f1, draw_loss
-from selfparam_jax.reports.reach import reach_parts, reach_words
+from selfparam_jax.reports.reach import PICTURE as REACH_PICTURE
+from selfparam_jax.reports.reach import draw_reach, reach_parts, reach_words
 from selfparam_jax.reports.results import (
     Results,
     System,
@@ -43,7 +44,7 @@ _METRICS = {"em": "exact match", "contains": "gold contained", "f1_paper": "F1, 
 
 
 def write_report(workdir: str | os.PathLike, record: dict | None = None) -> None:
-    """Writes report.md, f1.png, loss.png and drift.png from the results in a work directory.
+    """Writes report.md and its pictures from the results in a work directory.
 
     metrics.jsonl is a log: where it is missing or damaged there is no picture of the loss. predictions.jsonl may be
     missing if no question was asked. Without matplotlib the pictures are left out, and report.md says how to install
@@ -69,6 +70,8 @@ def write_report(workdir: str | os.PathLike, record: dict | None = None) -> None
         drawings["loss.png"] = lambda: draw_loss(metrics)
     if has_baselines(results) and results.record.get("measured") and results.scored:
         drawings[PICTURE] = lambda: draw_systems(results, colours_of(results))
+    if (reach := results.record.get("reach")) and reach.get("columns"):
+        drawings[REACH_PICTURE] = lambda: draw_reach(reach)
     pictures = save_figures(folder, drawings)
     files.write_text(folder / "report.md", _markdown(results, metrics, predictions, pictures))
     if results["job"] == "recommend":
@@ -90,7 +93,7 @@ def _markdown(results: Results, metrics: list[dict], predictions: list[dict], pi
         *_document_parts(results),
         *written_parts(results.record.get("written_pairs") or []),
         *_loss_parts(results, metrics, pictures),
-        *reach_parts(results.record.get("reach")),
+        *reach_parts(results.record.get("reach"), pictures),
         *_drift_parts(results["drift"] or {}, pictures),
         *_timing_parts(results["timing"] or {}),
         "## Recipe",

@@ -12,7 +12,7 @@ from selfparam_jax.evaluation import reach
 from selfparam_jax.evaluation.questions import short_answer
 from selfparam_jax.inference.decoding import generate
 from selfparam_jax.jobs.settings import EvalConfig
-from selfparam_jax.reports.reach import reach_parts
+from selfparam_jax.reports.reach import draw_reach, reach_parts
 from selfparam_jax.targets.formats.contrast import names_of
 
 DOCUMENTS = [
@@ -143,6 +143,14 @@ def test_a_table_of_systems():
     assert "| held-out questions | chat template | 3 | 0.000 | 0.250 | 0.500 |" in report
     assert "| unrelated questions answered as before | 100 % |" in report
     assert reach_parts(None) == reach_parts({"columns": []}) == []
+    assert "![Reach](reach.png)" not in report and "![Reach](reach.png)" in reach_parts(table, pictures=True)
+    table["systems"]["base"]["bare"] = None  # not asked
+    (axes,) = draw_reach(table).axes
+    places = {each.get_label(): each.get_offsets().tolist() for each in axes.collections}
+    assert places["Injected"] == [[0.5, 0], [0.5, 1], [0.5, 2]] and [0.25, 2] in places["Base with the document"]
+    assert [y for _, y in places["Base"]] == [0, 1]
+    asked = [label.get_text() for label in axes.get_yticklabels()]
+    assert asked[0] == "held-out questions (reading format)" and len(asked) == len(table["columns"])
 
 
 def test_kinds_of_questions_have_columns_of_their_own():

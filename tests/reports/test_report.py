@@ -112,6 +112,16 @@ def test_files_written_and_no_temporary_left(tmp_path):
         assert image[..., :3].std() > 0.05  # something is drawn
 
 
+def test_reach_is_drawn_where_it_was_measured(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report, "save_figures", lambda folder, drawings: drawn.append(set(drawings)) or True)
+    column = {"name": "chat", "what": "held-out questions", "form": "chat", "questions": 2}
+    measured = {"columns": [column], "systems": {"injected": {"chat": 0.5}}}
+    assert "![Reach](reach.png)" in _run(tmp_path, _changed(reach=measured))
+    assert "![Reach](reach.png)" not in _run(tmp_path, _changed(reach={"columns": [], "systems": {}}))
+    assert ["reach.png" in names for names in drawn] == [True, False]
+
+
 def test_summary_holds_the_four_numbers(tmp_path):
     summary = _run(tmp_path).split("\n\n")[1]
     assert "Injected F1 is 0.600" in summary
