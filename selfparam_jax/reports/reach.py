@@ -44,7 +44,7 @@ def draw_reach(reach: dict) -> "Figure":
     columns, found = reach["columns"], reach["systems"]
     height = 1.75 + 0.3 * len(columns)
     figure = titled_figure(
-        _headline(found.get("injected", {})), "Share of answers that contain the right one", height
+        _headline(found.get("injected", {})), "Share of answers that contain the right one, by how one asks", height
     )
     axes = figure.subplots()
     for place, column in enumerate(columns):
