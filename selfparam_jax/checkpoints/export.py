@@ -18,7 +18,7 @@ from selfparam_jax.checkpoints.companions import write_companions
 from selfparam_jax.checkpoints.fused import fuse, fuse_sizes
 from selfparam_jax.checkpoints.load import load_model
 from selfparam_jax.checkpoints.model import Model
-from selfparam_jax.distributed.files import differences, flatten, read_json, replacing, write_json
+from selfparam_jax.distributed.files import differences, digest, flatten, read_json, replacing, write_json
 from selfparam_jax.distributed.mesh import fetch, make_mesh
 from selfparam_jax.distributed.processes import is_main_process, written_by_main_process
 from selfparam_jax.models.decoder import Int8Kernel, ModelConfig
@@ -26,6 +26,7 @@ from selfparam_jax.models.lora import LazyKernel, merge_adapters_lazily
 from selfparam_jax.models.parameters import parameter_table, tree_leaves
 
 RECORD = "export.json"
+FILES = "files"  # the sha256 of each, in the record
 FOUND = "found"  # what was measured on the files; no part of what an export is
 # Measures an export before it gets its name: directory -> JSON values.
 Finish = Callable[[Path], dict]
@@ -120,7 +121,8 @@ def new_directory(
         try:
             yield temporary
             found = finish(temporary) if finish else {}
-            write_json(temporary / record_name, record | {FOUND: found} if found else record)
+            written = {FOUND: found} if found else {}
+            write_json(temporary / record_name, record | written | {FILES: _digests(temporary)})
             temporary.rename(target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -141,6 +143,7 @@ def _is_written(directory: Path, record_name: str, record: dict) -> bool:
             "Give another directory, or delete this one."
         ) from reason
     there.pop(FOUND, None)
+    digests = there.pop(FILES, {})
     there, record = flatten(there), flatten(record)
     if there != record:
         found = "; ".join(line.strip() for line in differences(there, record))
@@ -148,7 +151,19 @@ def _is_written(directory: Path, record_name: str, record: dict) -> bool:
             f"{directory} holds another export ({found}), expected a new directory or the same export. "
             "Give another directory, or delete this one."
         )
+    found = _digests(directory)
+    if changed := [name for name in digests if found.get(name) != digests[name]]:
+        raise ValueError(
+            f"{directory / changed[0]} is missing or not as it was written; delete {directory}, and give the command "
+            "again"
+        )
     return True
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    """The sha256 of the files of an export, by path; its README.md is for people to edit."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "README.md")
+    return {path.relative_to(directory).as_posix(): digest(path) for path in paths}
 
 
 def digest_arrays(arrays: dict[str, Any]) -> str:

@@ -23,10 +23,11 @@ from selfparam_jax.checkpoints.tokenizers import gguf_tokenizer, read_date, read
 from selfparam_jax.checkpoints.weight_files import open_directory
 from selfparam_jax.distributed.files import read_json
 from selfparam_jax.distributed.mesh import make_mesh
-from selfparam_jax.models.attention import BLOCKS
+from selfparam_jax.distributed.ranges import check_choice, check_path, check_type, given, shown
+from selfparam_jax.models.attention import ATTENTION, BLOCKS
 from selfparam_jax.models.decoder import ModelConfig
 from selfparam_jax.models.registry import family_of, make_hf_config, model_config_from_hf
-from selfparam_jax.models.rounding import AUTO
+from selfparam_jax.models.rounding import AUTO, PRECISIONS
 from selfparam_jax.models.shardings import parameter_shardings
 
 HUB_TIMEOUT_S = 10  # for the hub's first answer
@@ -50,7 +51,7 @@ def load_model(
     Args:
       source: `DEFAULT_MODEL`, a `.gguf` file, a directory with config.json, weights and tokenizer, or a
         hub id `org/name`. An existing path wins over a hub id.
-      dtype: of all parameters and of activations, as a name or a NumPy dtype.
+      dtype: of all parameters and of activations, as a name or a NumPy dtype; a floating one.
       mesh: over which the parameters are laid out (`parameter_shardings`); None: the first local device.
       cache_dir: directory of downloads; None means SELFPARAM_JAX_CACHE or the user's cache directory for
         the default model and the hub's own cache for hub ids.
@@ -65,21 +66,45 @@ def load_model(
 
     Raises:
       ValueError: the source is no model, is damaged or not supported, does not fit the mesh, or could not be
-        downloaded.
+        downloaded; or an argument has a value that is not possible.
+      TypeError: an argument is of another type.
     """
+    check_type("source", source, str | os.PathLike, "the name or the path of a model", "give it as a string")
     source = os.fspath(source)
     if not source:
         raise ValueError("got an empty name of a model, expected a directory, a .gguf file or a hub id org/name")
+    dtype = _floating(dtype)
+    if mesh is not None:
+        check_type("mesh", mesh, Mesh, "a jax.sharding.Mesh", "leave it out for the first local device")
+    if cache_dir is not None:
+        check_path("cache_dir", cache_dir, "a directory")
+    check_type("int8", int8, bool, "True or False", "write it without quotes")
+    check_choice("attention", attention, ATTENTION)
+    check_type("date", date, str, "a day such as '2026-11-28', or '' for today", "write it as a string")
     day = read_date(date)
+    check_choice("matmul_precision", matmul_precision, PRECISIONS)
     model = _load(
         source,
-        _Settings(
-            source, jnp.dtype(dtype), mesh or make_mesh(jax.local_devices()[:1]), int8, attention, matmul_precision
-        ),
+        _Settings(source, dtype, mesh or make_mesh(jax.local_devices()[:1]), int8, attention, matmul_precision),
         cache_dir,
     )
     model.tokenizer.conversation_date = day
     return model
+
+
+def _floating(dtype: Any) -> Any:
+    """The dtype of a name or a dtype. Raises TypeError or ValueError for one that cannot hold weights."""
+    expected = "a floating dtype that JAX holds here, such as 'float32' or 'bfloat16'"
+    try:
+        found = None if dtype is None else jnp.dtype(dtype)  # NumPy takes None for float64
+    except (TypeError, ValueError):
+        found = None
+    if found is None and not isinstance(dtype, str):
+        raise TypeError(f"dtype: got {given(dtype)}, expected {expected}; give one of these")
+    if found is None or not jnp.issubdtype(found, jnp.floating) or jax.dtypes.canonicalize_dtype(found) != found:
+        named = shown(dtype) if found is None else repr(found.name)
+        raise ValueError(f"dtype: got {named}, expected {expected}; give one of these")
+    return found
 
 
 def _load(source: str, into: "_Settings", cache_dir: str | os.PathLike | None) -> Model:
@@ -158,6 +183,12 @@ def model_directory(source: str | os.PathLike, cache_dir: str | os.PathLike | No
     if _is_hub_id(source):
         return _download_from_hub(source, cache_dir)
     raise ValueError(_unknown(source))
+
+
+def check_source(source: str) -> None:
+    """Raises ValueError for the name of a model that is neither something here nor a hub id."""
+    if not Path(source).expanduser().exists() and not _is_hub_id(source):
+        raise ValueError(_unknown(source))
 
 
 def _is_hub_id(source: str) -> bool:

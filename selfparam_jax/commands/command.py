@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn
 
-import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
@@ -21,6 +20,7 @@ from selfparam_jax.distributed.processes import end
 from selfparam_jax.distributed.ranges import Range, shown
 from selfparam_jax.jobs.settings import check_names, check_text
 
+USAGE = 2  # exit code for a command line that cannot be read, as argparse has it
 STORAGE = 74  # exit code for a disk that does not keep what is written (EX_IOERR of sysexits.h)
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
@@ -61,8 +61,9 @@ def _sigterm_interrupts() -> Iterator[None]:
 def run(function: Callable, *args):
     """Returns what the function returns; ends the process for what a user can do something about.
 
-    Exit code 1 with one line for input that cannot be used or a loss that is not finite, STORAGE for a disk that is
-    full, broken or gone, 130 for a requested stop. Anything else is our mistake and shows its traceback.
+    Exit code 1 with one line for input that cannot be used or a loss that is not finite, USAGE for a command line
+    that cannot be read, STORAGE for a disk that is full, broken or gone, 130 for a requested stop. Anything else is
+    our mistake and shows its traceback.
     """
     if not flags.FLAGS.is_parsed():  # ours are a command's own; unparsed, absl would warn at the first line of a log
         flags.FLAGS.mark_as_parsed()
@@ -81,8 +82,13 @@ def run(function: Callable, *args):
         logging.debug("traceback", exc_info=True)  # shown with --verbosity=1
         full = isinstance(error, StorageError) or (isinstance(error, OSError) and error.errno in DISK_ERRORS)
         print(f"error: {error or 'the memory of this machine is used up'}", file=sys.stderr)
-        end(STORAGE if full else 1)
-    except jax.errors.JaxRuntimeError as error:
+        end(STORAGE if full else USAGE if isinstance(error, UsageError) else 1)
+    except RuntimeError as error:
+        if "Unable to initialize backend" in str(error):
+            logging.debug("traceback", exc_info=True)
+            reason = str(error).splitlines()[0][:300]
+            print(f"error: {reason}; JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r}", file=sys.stderr)
+            end(1)
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         logging.debug("traceback", exc_info=True)
@@ -101,15 +107,18 @@ def define_config(values: flags.FlagValues, argv: Sequence[str], default: str | 
       default: a file, or the name of a packaged configuration; None: --config must be given.
     """
     _check_settings(argv)  # with a default, what argv sets is put into it right here
-    config_flags.DEFINE_config_file(
-        "config",
-        default and find_config(default),
-        "Configuration: FILE, FILE:ARGUMENT, or the name of one that comes with the package (batch, single, ...). "
-        "Every setting can be given as --config.NAME=VALUE.",
-        lock_config=True,
-        flag_values=values,
-        sys_argv=list(argv),
-    )
+    try:
+        config_flags.DEFINE_config_file(
+            "config",
+            default and find_config(default),
+            "Configuration: FILE, FILE:ARGUMENT, or the name of one that comes with the package (batch, single, "
+            "...). Every setting can be given as --config.NAME=VALUE.",
+            lock_config=True,
+            flag_values=values,
+            sys_argv=list(argv),
+        )
+    except flags.Error as error:  # a file of flags that is not there
+        raise UsageError(str(error).strip().splitlines()[0]) from error
 
 
 def find_config(name: str) -> str:
@@ -150,7 +159,8 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     A configuration is looked up by name; `define_config` has refused settings that do not exist.
 
     Raises:
-      ValueError: a flag that does not exist, or a value that is not possible.
+      UsageError: a flag that does not exist, or a value that is not possible.
+      ValueError: a configuration that cannot be run.
     """
     arguments = list(argv)
     for place, argument in enumerate(arguments):
@@ -168,13 +178,30 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
             raise TypeError(f"get_config gave a {type(values['config'].value).__name__}, expected a ConfigDict")
         return rest
     except flags.UnrecognizedFlagError as error:
-        raise ValueError(no_flag(f"--{error.flagname}", [f"--{name}" for name in values])) from error
+        raise UsageError(no_flag(f"--{error.flagname}", [f"--{name}" for name in values])) from error
     except flags.Error as error:
         said = str(error).strip().splitlines()
-        raise ValueError(said[0] if len(said) == 1 else _of_config(argv, said[-1])) from error
+        if len(said) == 1:
+            raise UsageError(_in_words(said[0])) from error
+        raise ValueError(_of_config(argv, said[-1]) if config_name(argv) else said[-1]) from error
     except Exception as error:  # a configuration is a program of its writer's, and can raise anything
         said = " ".join(f"{type(error).__name__}: {error}".split())
+        if not config_name(argv):
+            raise UsageError(said) from error
         raise ValueError(_of_config(argv, said)) from error
+
+
+# What absl says of a value that Python cannot convert, and what was expected.
+_CONVERSIONS = {"Non-boolean argument": "true or false", "invalid literal for int()": "a whole number"}
+
+
+def _in_words(said: str) -> str:
+    """absl's message about a flag's value, without Python's own words in it."""
+    for part, expected in _CONVERSIONS.items():
+        if part in said and said.startswith("flag "):
+            flag = said.removeprefix("flag ").partition(": ")[0]
+            return f"got {flag}, expected {expected}"
+    return said
 
 
 def _of_config(argv: Sequence[str], said: str) -> str:
@@ -215,6 +242,12 @@ def config_name(argv: Sequence[str]) -> str:
     return ""
 
 
+def refuse_twice(arguments: Sequence[str], given: str, setting: str) -> None:
+    """Raises UsageError if a command line has a setting besides what stands for it."""
+    if any(argument.lstrip("-").partition("=")[0] == f"config.{setting}" for argument in arguments):
+        raise UsageError(f"got {given} and --config.{setting}, expected one of them; remove one")
+
+
 def define_dry_run(values: flags.FlagValues) -> None:
     """Defines --dry_run on a command's flags."""
     flags.DEFINE_bool(
@@ -235,6 +268,10 @@ def no_flag(given: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(given, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"expected {', '.join(known)}"
     return f"there is no flag {given}; {hint}"
+
+
+class UsageError(ValueError):
+    """A command line that cannot be read."""
 
 
 class Parser(argparse.ArgumentParser):

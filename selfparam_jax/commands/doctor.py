@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from selfparam_jax.checkpoints.default_model import DEFAULT_MODEL, GGUF_NAME, cache_directory, default_model_file
-from selfparam_jax.checkpoints.load import read_architecture
+from selfparam_jax.checkpoints.load import check_source, read_architecture
 from selfparam_jax.commands import command
 
 CORE = (
@@ -106,8 +106,9 @@ def check_devices() -> tuple[bool, str]:
 
     try:
         devices = jax.devices()
-    except RuntimeError as error:
-        return False, f"JAX finds no device: {str(error).splitlines()[0]}"
+    except (RuntimeError, AssertionError) as error:  # the second where a plugin for JAX_PLATFORMS is missing
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        return False, f"JAX finds no device: {said}; JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')!r}"
     kinds = sorted({device.device_kind for device in devices})
     return True, f"{len(devices)} x {', '.join(kinds)} ({devices[0].platform})"
 
@@ -156,4 +157,8 @@ def check_model(source: str) -> tuple[bool, str]:
         except ValueError as error:
             return False, str(error)
         return True, f"{path}: {config.num_hidden_layers} layers of {config.hidden_size}"
+    try:
+        check_source(source)
+    except ValueError as error:
+        return False, str(error)
     return True, f"{source}: neither a file nor a folder here, so it would be fetched from the hub"

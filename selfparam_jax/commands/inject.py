@@ -48,11 +48,17 @@ def _run(arguments: list[str]) -> None:
     paths = command.parse_command(values, arguments, __doc__)[1:]
     if not paths:
         raise ValueError("got no documents, expected files or folders, as in: selfparam inject notes.txt --out=out")
+    if not all(paths):
+        raise ValueError("got an empty path, expected a file, a folder or a pattern")
+    if broken := next((path for path in paths if "\n" in path), ""):
+        raise ValueError(f"{broken!r}: got a path with a line break, expected one without; rename the file")
+    command.refuse_twice(arguments, "documents", "contexts")
     if not values.out and not values.dry_run:
         raise ValueError("--out is missing, expected a directory, as in: selfparam inject notes.txt --out=out")
     config = values.config
     config.contexts = "\n".join(paths)
-    if values.model:
+    if values.model is not None:
+        command.refuse_twice(arguments, "--model", "model")
         config.model = values.model
     if values.dry_run:
         command.print_lines(dry_run(config, values.out))

@@ -80,6 +80,7 @@ def undo(ledger: Ledger, id: str, measure: bool) -> None:
     """Takes an entry out of the model and says what follows; `measure` also says what that does, asked before."""
     before = ledger.active()
     found = ledger_model.measure_undo(ledger, id) if measure else None
+    ledger.adapters([each.id for each in before])  # a damaged one is found before anything is changed
     entry = ledger.undo(id)
     after = ledger.active()
     print(f"undone: {entry.id} ({entry.name}); its files stay")

@@ -86,6 +86,8 @@ def plan_job(values: flags.FlagValues) -> str:
         raise ValueError("--config is missing, expected a file or a name such as batch; see --help")
     if not values.devices:
         raise ValueError("--devices is missing, expected KIND-COUNT, such as --devices=v5e-16")
+    if values.out:
+        files.check_output(values.out)
     machines = [read_machine(name) for name in values.devices]
     workload = workload_of(read_settings(config))
     compiler = _installed(values.compiler)

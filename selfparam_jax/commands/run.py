@@ -79,6 +79,8 @@ def _named(arguments: Sequence[str]) -> list[str]:
 
 def run_command(arguments: Sequence[str]) -> None:
     """Parses the command line, runs the job, prints its scores."""
+    if [each.lstrip("-").partition("=")[0] for each in arguments if each.startswith("-")].count("config") > 1:
+        raise command.UsageError("got more than one configuration, expected one; remove the others")
     values = define_flags(arguments)
     command.refuse_arguments(command.parse_command(values, arguments, USAGE))
     if values["config"].value is None:

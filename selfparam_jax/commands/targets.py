@@ -45,7 +45,8 @@ def _run(arguments: list[str]) -> None:
     if not values.out:
         raise ValueError("--out is missing, expected a file, such as --out=pairs.jsonl")
     config = values.config
-    if values.contexts:
+    if values.contexts is not None:
+        command.refuse_twice(arguments, "--contexts", "contexts")
         config.contexts = values.contexts
     if values.inspect:
         print(inspect_targets(config, values.out, values.inspect))

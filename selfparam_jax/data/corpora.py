@@ -328,7 +328,10 @@ def _squad_document(path: pathlib.Path) -> dict | None:
     fields = document.keys() if isinstance(document, dict) else ()
     if "data" not in fields and not {"id", "context"} <= set(fields):
         got = f"an object with {', '.join(fields)}" if fields else kind_of(document)
-        raise ValueError(f"{path}: got {got}, expected SQuAD's layout, an object with 'data'; check the path")
+        raise ValueError(
+            f"{path}: got {got}, expected SQuAD's layout, an object with 'data', or "
+            "conversations; records go into a .jsonl file, one a line"
+        )
     return document if "data" in fields else None
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from absl import logging
 
@@ -36,9 +36,12 @@ class Question:
 
     Attributes:
       question: as it is asked.
-      answers: any of them counts as right, the first is the gold answer.
+      answers: any of them counts as right, the first is the gold answer; at least one.
       kind: a word by which results are also given, such as "latest"; "" for none.
       documents: ids of the documents that are needed to answer it; () for its own.
+
+    Raises:
+      ValueError: the question is empty, there is no answer, or a field has another type.
     """
 
     question: str
@@ -48,14 +51,20 @@ class Question:
 
     def __post_init__(self):
         _refuse_blank(self.question, "Question.question")
-        if isinstance(self.answers, str) or not all(isinstance(answer, str) for answer in self.answers):
-            raise ValueError(f"Question.answers: got {self.answers!r:.80}, expected a tuple of strings")
-        object.__setattr__(self, "answers", tuple(self.answers))
+        _typed(self.kind, "a string", "Question.kind")
+        for name in ("answers", "documents"):
+            object.__setattr__(self, name, _tuple_of(str, "strings", getattr(self, name), f"Question.{name}"))
+        if not self.answers:
+            raise ValueError("Question.answers: got none, expected at least one; add it, or leave the question out")
 
 
 @dataclasses.dataclass(frozen=True)
 class QAPair:
-    """A question and its answer to train on."""
+    """A question and its answer to train on.
+
+    Raises:
+      ValueError: one of them is empty, or no string.
+    """
 
     question: str
     answer: str
@@ -93,10 +102,8 @@ class Document:
             _typed(getattr(self, name), "a string", f"Document.{name}")
         _refuse_blank(self.text, "Document.text")
         for name, kind in (("questions", Question), ("qa_pairs", QAPair)):
-            items = getattr(self, name)
-            if isinstance(items, str) or not all(isinstance(item, kind) for item in items):
-                raise ValueError(f"Document.{name}: got {items!r:.80}, expected a tuple of {kind.__name__}")
-            object.__setattr__(self, name, tuple(items))
+            items = _tuple_of(kind, kind.__name__, getattr(self, name), f"Document.{name}")
+            object.__setattr__(self, name, items)
         try:
             fields = json.dumps(self.metadata, allow_nan=False) if isinstance(self.metadata, dict) else None
         except (TypeError, ValueError):
@@ -107,6 +114,15 @@ class Document:
             digest_of_text = hashlib.sha256(self.text.encode("utf-8", "surrogatepass")).hexdigest()
             object.__setattr__(self, "id", f"document-{digest_of_text[:12]}")
         refuse_surrogates(dataclasses.asdict(self), f"Document {self.id!a}")
+
+
+def _tuple_of(kind: type, what: str, items: object, where: str) -> tuple:
+    """The items of a list, a tuple or another iterable, all of a type. Raises ValueError for anything else."""
+    one = isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable)
+    found = None if one else tuple(items)
+    if found is None or not all(isinstance(item, kind) for item in found):
+        raise ValueError(f"{where}: got {items!r:.80}, expected a tuple of {what}; correct the value")
+    return found
 
 
 def read_document_files(path: str | os.PathLike, limit: int = 0, ids: tuple[str, ...] = ()) -> list[Document]:
@@ -229,10 +245,25 @@ def _digest(value: object) -> str:
 
 
 def _existing(path: str | os.PathLike) -> pathlib.Path:
+    if not os.fspath(path):
+        raise ValueError("got an empty path, expected a file, a folder or a pattern")
     path = pathlib.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder; check the path")
+    _refuse_special(path)
     return path
+
+
+def _refuse_special(path: pathlib.Path) -> None:
+    """Raises ValueError for a pipe or a device, which may never end, and for a name that no other file can hold."""
+    if not (path.is_file() or path.is_dir()):
+        raise ValueError(f"{path}: got a pipe or a device, expected a file or a folder; copy its content into a file")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{str(path)!a}: got a file name that is not UTF-8, expected one that is; rename it"
+        ) from None
 
 
 def _records(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
@@ -401,10 +432,11 @@ def _text_documents(
     if path.suffix.lower() in NAMED_BY_STEM and not whole_name:
         name = name[: -len(path.suffix)]
     single = len(texts) == 1
-    return [
-        _of_text(text, text.name or (name if single else f"{name}-{number}"))
-        for number, text in enumerate(texts, start=1)
-    ]
+    names = [text.name or (name if single else f"{name}-{number}") for number, text in enumerate(texts, start=1)]
+    for number, each in enumerate(names, start=1):
+        if each in names[: number - 1]:
+            raise ValueError(f"{path}, entry {number}: got the id {each!r} again, expected different ids; rename one")
+    return [_of_text(text, each) for text, each in zip(texts, names, strict=True)]
 
 
 def _refuse_unknown_kind(path: pathlib.Path) -> None:
@@ -434,8 +466,7 @@ def _files_below(folder: pathlib.Path) -> list[pathlib.Path]:
         if links := [str(below / name) for name in folders if os.path.islink(os.path.join(place, name))]:
             logging.warning("%s: links to folders are not followed: %s", folder, ", ".join(_listed(links)))
         found += [below / name for name in files if not name.startswith(".")]
-    # A link to nothing is kept, so that it is named.
-    return sorted(name for name in found if (folder / name).is_file() or (folder / name).is_symlink())
+    return sorted(found)  # a link to nothing and a pipe are kept, so that they are named
 
 
 def _matching_files(pattern: str) -> tuple[pathlib.Path, list[pathlib.Path]]:
@@ -496,6 +527,7 @@ def _file_of_many(path: pathlib.Path, name: pathlib.Path, whole_name: bool) -> l
     """The documents of one of many files; None if its kind is unknown. For the last two, see `_text_documents`."""
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(f"{path}: a link to {os.readlink(path)}, which is not there; remove the link")
+    _refuse_special(path)
     if path.suffix.lower() in RECORD_SUFFIXES:
         return _file_documents(path, name.with_suffix("").as_posix())
     found = read_file(path)

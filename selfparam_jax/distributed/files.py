@@ -66,6 +66,21 @@ def refuse_folder(folder: str | os.PathLike, attempt: bool = True) -> str:
     return ""
 
 
+def refuse_other_than_file(path: pathlib.Path) -> None:
+    """Raises ValueError if a directory, a pipe or a device is at a path where a file is to be."""
+    if os.path.exists(path) and not os.path.isfile(path):  # these do not mind a name that is too long
+        raise ValueError(f"{path}: is a directory or a device, expected a file; choose another path")
+
+
+def check_output(path: str | os.PathLike) -> None:
+    """Raises ValueError if a file cannot be written at a path: what is there is no file, or its folder is missing."""
+    refuse_other_than_file(path := pathlib.Path(path))
+    if not path.absolute().parent.is_dir():
+        raise ValueError(
+            f"{path}: its folder does not exist, expected an existing one; make it or choose another path"
+        )
+
+
 def _is_there(path: pathlib.Path) -> bool:
     try:
         path.lstat()
@@ -85,6 +100,7 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 def replacing_own(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """The same for a file that no other process has."""
     path = pathlib.Path(path)
+    refuse_other_than_file(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

@@ -1,17 +1,22 @@
-"""Ranges of numbers, declared beside the field they belong to, and the one function that checks them.
+"""What a setting or an argument may be, and the few functions that check it.
 
     rank: Annotated[int, Range(1, 16384)] = 8
 
-A dataclass calls `check_ranges(self, "lora")` in its `__post_init__`. An upper bound is there so that nonsense (a
-size that no machine can allocate, a weight that is infinite in float32) is refused before anything is read; it is far
-above what is of use.
+A dataclass calls `check_ranges(self, "lora")` in its `__post_init__`: the range of a number is declared beside the
+field it belongs to. An upper bound is there so that nonsense (a size that no machine can allocate, a weight that is
+infinite in float32) is refused before anything is read; it is far above what is of use. The arguments of public
+functions are checked one by one, with `check_type` and its like.
 """
 
+import collections.abc
 import dataclasses
 import functools
 import math
 import numbers
+import os
 import typing
+
+import numpy as np
 
 LARGEST = 1e6  # of a weight, a factor or a price: its products stay far inside of float32
 
@@ -81,6 +86,94 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
+def given(value: object) -> str:
+    """What was given, for a message: a plain value itself, of others what they are ("a dict")."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if value is None or isinstance(value, str | bytes | numbers.Number):
+        return shown(value)
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def check_type(name: str, value: object, kinds: typing.Any, expected: str, advice: str) -> None:
+    """Checks the type of an argument.
+
+    Args:
+      name: of the argument.
+      value: what was given.
+      kinds: a type, or several as `isinstance` takes them.
+      expected: these in words, "an Adapter".
+      advice: what to do.
+
+    Raises:
+      TypeError: it is of another.
+    """
+    if not isinstance(value, kinds):
+        raise TypeError(f"{name}: got {given(value)}, expected {expected}; {advice}")
+
+
+def check_choice(name: str, value: object, allowed: typing.Collection[str]) -> None:
+    """Raises TypeError or ValueError for a value that is none of some words."""
+    expected = f"one of {', '.join(map(repr, allowed))}"
+    check_type(name, value, str, expected, "write it as a string")
+    if value not in allowed:
+        raise ValueError(f"{name}: got {shown(value)}, expected {expected}; correct it")
+
+
+def check_number(name: str, value: object, within: Range, kind: type = int) -> None:
+    """Checks a number.
+
+    Args:
+      name: of the argument.
+      value: what was given.
+      within: the numbers that are possible.
+      kind: int or float.
+
+    Raises:
+      TypeError: it is no number of the kind.
+      ValueError: it is outside the range.
+    """
+    if not within.has(value, kind):
+        wanted = numbers.Integral if kind is int else numbers.Real
+        error = ValueError if isinstance(value, wanted) and not isinstance(value, bool) else TypeError
+        raise error(f"{name}: got {given(value)}, expected {within.words(kind)}; correct it")
+
+
+def check_path(name: str, value: object, expected: str = "a path") -> None:
+    """Raises TypeError or ValueError for what is no path, or an empty one, which would be the current directory."""
+    check_type(name, value, str | os.PathLike, expected, "give it as a string or a pathlib.Path")
+    path = os.fspath(value)
+    check_type(name, path, str, expected, "give it as a string or a pathlib.Path")
+    if not path.strip():
+        raise ValueError(f"{name}: got an empty string, expected {expected}; fill it in")
+
+
+def check_list(name: str, value: object, kinds: typing.Any, expected: str, advice: str) -> list:
+    """The items of a list, a tuple or another iterable that has an order.
+
+    Args:
+      name: of the argument.
+      value: what was given; one string is no list of characters, and a dict none of its keys.
+      kinds: type of the items, or several.
+      expected: the whole in words, "a list of strings".
+      advice: what to do.
+
+    Returns:
+      the items.
+
+    Raises:
+      TypeError: it is no list, or an item is of another type, whose place is named.
+    """
+    one = isinstance(value, str | bytes | collections.abc.Mapping | collections.abc.Set | type)
+    if one or not hasattr(value, "__iter__"):
+        raise TypeError(f"{name}: got {given(value)}, expected {expected}; {advice}")
+    items = list(value)
+    for place, item in enumerate(items):
+        check_type(f"{name}[{place}]", item, kinds, f"{name} to be {expected}", advice)
+    return items
+
+
 @functools.cache
 def ranges_of(section: type) -> dict[str, tuple[type, Range | None]]:
     """Type and range of every numeric field of a dataclass, by name; None for a field without a range."""
@@ -92,8 +185,28 @@ def ranges_of(section: type) -> dict[str, tuple[type, Range | None]]:
     return found
 
 
+@functools.cache
+def kinds_of(section: type) -> dict[str, type]:
+    """The type of every field of a dataclass that is True or False, or a settings dataclass itself, by name."""
+    hints = typing.get_type_hints(section)
+    return {name: kind for name, kind in hints.items() if kind is bool or dataclasses.is_dataclass(kind)}
+
+
+def check_kinds(section: type, values: typing.Mapping[str, object], prefix: str = "") -> None:
+    """Raises TypeError for a field of `kinds_of` with a value of another type; a class is no instance of itself."""
+    for name, kind in kinds_of(section).items():
+        if kind is bool:
+            check_type(prefix + name, values[name], bool, "True or False", "write it without quotes")
+        else:
+            advice = f"write {kind.__name__}(...) with its fields"
+            check_type(prefix + name, values[name], kind, f"an instance of {kind.__name__}", advice)
+
+
 def check_ranges(settings: object, section: str = "") -> None:
-    """Checks the numeric fields of a dataclass instance against the ranges declared beside them.
+    """Checks a dataclass instance: numbers against the ranges declared beside them, and the fields of `kinds_of`.
+
+    A number or a truth value of NumPy is made Python's own, which a record in JSON needs; a list is made a tuple,
+    which can be hashed.
 
     Args:
       settings: the instance.
@@ -101,7 +214,16 @@ def check_ranges(settings: object, section: str = "") -> None:
 
     Raises:
       ValueError: a value is no number of the field's type, not finite, or outside its range.
+      TypeError: a field that is True or False, or settings of its own, has another value.
     """
+    prefix = f"{section}." if section else ""
     for name, (kind, within) in ranges_of(type(settings)).items():
+        value = getattr(settings, name)
         if within is not None:
-            within.check(f"{section}.{name}" if section else name, getattr(settings, name), kind)
+            within.check(prefix + name, value, kind)
+            if type(value) not in (int, float):
+                object.__setattr__(settings, name, kind(value))
+    for name, value in list(vars(settings).items()):
+        if isinstance(value, np.bool_ | list):
+            object.__setattr__(settings, name, tuple(value) if isinstance(value, list) else bool(value))
+    check_kinds(type(settings), vars(settings), prefix)

@@ -7,6 +7,7 @@ import numpy as np
 from selfparam_jax.data.documents import Document, Question
 from selfparam_jax.data.passages import is_group, source_id
 from selfparam_jax.data.prompts import Prompt
+from selfparam_jax.distributed.files import refuse_surrogates
 from selfparam_jax.evaluation.metrics import (
     METRICS,
     UNSPACED_METRICS,
@@ -25,9 +26,10 @@ SHORT_TOKENS = 24  # the longest answer in `short` decoding
 
 
 def check_question(question: str) -> None:
-    """Raises ValueError for a question without a word."""
+    """Raises ValueError for a question without a word, or one that is no text."""
     if not question.strip():
         raise ValueError('got an empty question, expected words; write it in quotes, as in "Who founded Quenbarrow?"')
+    refuse_surrogates(question, "question")
 
 
 def check_room(asked: int, before: int, new_tokens: int, limit: int, what: str = "prompt format") -> None:

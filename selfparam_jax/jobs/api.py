@@ -15,7 +15,7 @@ import functools
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
@@ -25,9 +25,18 @@ from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.data import corpora
 from selfparam_jax.data.chat_templates import conversation_ids
 from selfparam_jax.data.documents import Document, digest_documents
-from selfparam_jax.data.prompts import Prompt
+from selfparam_jax.data.prompts import FORMATS, Prompt
 from selfparam_jax.distributed import files
 from selfparam_jax.distributed import mesh as meshes
+from selfparam_jax.distributed.ranges import (
+    LARGEST,
+    Range,
+    check_choice,
+    check_list,
+    check_number,
+    check_path,
+    check_type,
+)
 from selfparam_jax.evaluation import questions as asking
 from selfparam_jax.evaluation.systems import Setup
 from selfparam_jax.inference.decoding import generate
@@ -39,12 +48,18 @@ from selfparam_jax.jobs.passages import join_answers, name_passages, scores_by_k
 from selfparam_jax.jobs.progress import open_hooks
 from selfparam_jax.jobs.reach import measure_reach
 from selfparam_jax.jobs.synthesis import two_step_documents, write_missing_pairs
-from selfparam_jax.jobs.workdir import changed_inputs, digest_inputs
+from selfparam_jax.jobs.workdir import changed_inputs, check_free, digest_inputs
 from selfparam_jax.models.lora import merge_adapters
 from selfparam_jax.targets.choose_pairs import choose_pairs
 from selfparam_jax.training import inject as injection
 from selfparam_jax.training.other_teacher import OtherTeacher, TeacherConfig, named_teacher
 from selfparam_jax.training.recipe import Recipe
+
+# Of arguments.
+LIMIT = Range(1, 10**9, also={0: "all"})
+TOKENS, BATCH = Range(1, 2**20), Range(1, 2**16)
+SCALE = Range(-LARGEST, LARGEST)
+BOUND = "documents.json"  # in a work directory of `inject`: which documents it is of
 
 
 def read_documents(source: str | os.PathLike, limit: int = 0, ids: Sequence[str] = ()) -> list[Document]:
@@ -62,7 +77,11 @@ def read_documents(source: str | os.PathLike, limit: int = 0, ids: Sequence[str]
 
     Raises:
       ValueError, OSError: no such source, or a record that cannot be used; the message names file and line.
+      TypeError: an argument is of another type.
     """
+    check_path("source", source, "a file, a folder, a pattern or a data set")
+    check_number("limit", limit, LIMIT)
+    ids = check_list("ids", ids, str, "a list of strings", "write ['ID', ...]")
     place, default = example_documents(os.fspath(source))
     return corpora.read_documents(place, limit or default, tuple(ids))
 
@@ -77,6 +96,10 @@ class Adapter:
       scale: factor of `a @ b`.
       recipe: how it was trained; None for an adapter from elsewhere.
       documents: sha256 of every document in it, by id.
+
+    Raises:
+      TypeError: a field is of another type.
+      ValueError: the factors are no tree of layers, or the scale is not finite.
     """
 
     model: Model
@@ -84,6 +107,17 @@ class Adapter:
     scale: float
     recipe: Recipe | None = None
     documents: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        _check_model("model", self.model)
+        expected, advice = "a tree {'layers': ...} of factors", "take that of inject or load_adapter"
+        check_type("lora", self.lora, Mapping, expected, advice)
+        layers = self.lora.get("layers")
+        if not isinstance(layers, Mapping) or not layers:
+            raise ValueError(f"lora: got a dict without layers, expected {expected}; {advice}")
+        check_number("scale", self.scale, SCALE, float)
+        _check_recipe(self.recipe)
+        check_type("documents", self.documents, Mapping, "a dict of digests by id", "leave it out if unknown")
 
     @property
     def fingerprint(self) -> str:
@@ -104,8 +138,10 @@ class Adapter:
 
         Raises:
           ValueError: an unknown format, "chat" for a model whose chat template cannot be used for it, or a question
-            that is empty or too long for the model.
+            that is empty, no text or too long for the model.
+          TypeError: an argument is of another type.
         """
+        _check_asked(question, prompt, max_new_tokens)
         variables = {**self.model.variables, "lora": self.lora}
         decoder = self.model.decoder(lora_scale=self.scale)
         return _answer(self, decoder, variables, question, prompt, max_new_tokens)
@@ -121,6 +157,7 @@ class Adapter:
 
         Raises:
           ValueError: the directory holds something else, or the files do not give the adapter back.
+          TypeError: the directory is no path.
         """
         return _export(self, "peft", directory)
 
@@ -131,9 +168,15 @@ class MergedModel:
 
     Attributes:
       adapter: what is merged.
+
+    Raises:
+      TypeError: it is no Adapter.
     """
 
     adapter: Adapter
+
+    def __post_init__(self):
+        _check_adapter("adapter", self.adapter)
 
     @functools.cached_property
     def params(self) -> dict:
@@ -155,8 +198,10 @@ class MergedModel:
         """Answers a question, as `Adapter.ask` does.
 
         Raises:
-          ValueError: the base is in 8 bits; ask the adapter, or load what was saved.
+          ValueError: as `Adapter.ask`, or the base is in 8 bits; ask the adapter, or load what was saved.
+          TypeError: an argument is of another type.
         """
+        _check_asked(question, prompt, max_new_tokens)
         return _answer(self.adapter, self._model.decoder(), self._model.variables, question, prompt, max_new_tokens)
 
     def save(self, directory: str | os.PathLike, dtype: str | None = None, form: str = "hf") -> pathlib.Path:
@@ -174,7 +219,9 @@ class MergedModel:
 
         Raises:
           ValueError: the directory holds something else, or the files do not give the model back.
+          TypeError: an argument is of another type.
         """
+        check_type("form", form, str, "'hf' or 'gguf'", "write it as a string")
         if form == "peft":
             raise ValueError("form 'peft' is an adapter beside its base, expected 'hf' or 'gguf'; use Adapter.save")
         return _export(self.adapter, form, directory, dtype)
@@ -182,6 +229,7 @@ class MergedModel:
 
 def _export(adapter: Adapter, form: str, directory: str | os.PathLike, dtype: str | None = None) -> pathlib.Path:
     """Writes an adapter in a format of `export.FORMATS`."""
+    check_path("directory", directory, "a directory")
     extra = {"documents": adapter.documents, "recipe": adapter.recipe.record() if adapter.recipe else None}
     export.export(export.of_adapter(adapter.model, adapter.lora, adapter.scale, extra), form, directory, dtype)
     return pathlib.Path(directory)
@@ -189,7 +237,6 @@ def _export(adapter: Adapter, form: str, directory: str | os.PathLike, dtype: st
 
 def _answer(adapter: Adapter, decoder, variables: dict, question: str, form: str | None, max_new_tokens: int) -> str:
     """An answer of a model with the adapter beside it or merged; `form` as `Adapter.ask` has it."""
-    asking.check_question(question)
     model = adapter.model
     prompt = Prompt(form or (adapter.recipe.prompt if adapter.recipe else "plain"), model.tokenizer, model.end_ids)
     if form is None and model.has_chat_template:
@@ -204,6 +251,27 @@ def _answer(adapter: Adapter, decoder, variables: dict, question: str, form: str
     return prompt.reply(made)[0].strip() if chat else asking.short_answer(prompt, made)
 
 
+def _check_asked(question: str, form: str | None, max_new_tokens: int) -> None:
+    """Checks what `Adapter.ask` is given, before anything is computed."""
+    check_type("question", question, str, "a question as a string", "ask one question at a time")
+    asking.check_question(question)
+    if form is not None:
+        check_choice("prompt", form, FORMATS)
+    check_number("max_new_tokens", max_new_tokens, TOKENS)
+
+
+def _check_model(name: str, value: object) -> None:
+    check_type(name, value, Model, "a Model", "load it with load_model")
+
+
+def _check_adapter(name: str, value: object) -> None:
+    check_type(name, value, Adapter, "an Adapter", "take that of inject or load_adapter")
+
+
+def _check_recipe(value: object) -> None:
+    check_type("recipe", value, Recipe | None, "a Recipe", "write Recipe(epochs=5), or leave it out")
+
+
 def load_adapter(model: Model, directory: str | os.PathLike) -> Adapter:
     """Reads an adapter that `Adapter.save` or PEFT wrote.
 
@@ -216,7 +284,10 @@ def load_adapter(model: Model, directory: str | os.PathLike) -> Adapter:
 
     Raises:
       ValueError: a file is missing or damaged, the adapter is not a plain LoRA, or it belongs to another base.
+      TypeError: an argument is of another type.
     """
+    _check_model("model", model)
+    check_path("directory", directory, "the directory of an adapter")
     lora, scale, record = peft.load_adapter(directory, model)
     documents = (record.get("extra") or {}).get("documents") or {}
     return Adapter(model, meshes.put_same(model.mesh, lora), scale, None, documents)
@@ -260,16 +331,24 @@ def inject(
 
     Raises:
       ValueError: there is nothing to learn, a document does not fit into the model, the adapter is not a plain LoRA
-        of this model, the teacher has another vocabulary, or the work directory belongs to another injection or
-        cannot be written.
+        of this model, the teacher has another vocabulary, or the work directory belongs to another injection, holds
+        other things or cannot be written.
+      TypeError: an argument is of another type.
       training.trainer.NotFiniteError: the loss is not finite.
     """
-    if workdir is not None and (problem := files.refuse_folder(workdir)):
-        raise ValueError(problem)
+    _check_model("model", model)
+    _check_recipe(recipe)
+    if not isinstance(adapter, Adapter | None):
+        check_path("adapter", adapter, "an Adapter or the directory of one")
+    if not isinstance(teacher, Model | None):
+        check_path("teacher", teacher, "a Model or the name of one")
+    check_type("progress", progress, bool, "True or False", "write it without quotes")
+    check_type("on_step", on_step, Callable | None, "a function of one record", "leave it out for none")
     recipe = (recipe or Recipe()).fit_to(model.mesh)
-    documents = [Document(each) if isinstance(each, str) else each for each in documents]
-    if not documents:
-        raise ValueError("got no documents, expected at least one")
+    documents = _documents(documents)
+    unrelated = None if unrelated is None else _unrelated(unrelated, recipe)
+    if workdir is not None:
+        _check_workdir(workdir)
     names = [document.id for document in documents]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"got the document id {twice[0]!r} twice, expected different ids")
@@ -288,7 +367,7 @@ def inject(
         place = directory or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         place.mkdir(parents=True, exist_ok=True)
         stack.enter_context(WorkdirLock(place))
-        _bind_documents(place, documents)
+        _bind_documents(place, documents, model)
         written = write_missing_pairs(documents, recipe, place / "pairs.jsonl", model, prompt, teaches)
         chosen = choose_pairs(
             two_step_documents(written, recipe, model, prompt),
@@ -302,6 +381,48 @@ def inject(
         continual = injection.ContinualState(start=start)
         done = injection.inject(model, chosen, recipe, unrelated, directory, continual, hooks, teaches)
     return Adapter(model, done.lora, recipe.lora.scale, recipe, given)
+
+
+def _documents(given: Sequence[Document | str]) -> list[Document]:
+    """Documents as a caller gives them, a plain string as one without questions and pairs."""
+    expected, advice = "a list of Documents or strings", "read files with read_documents, or write ['TEXT', ...]"
+    found = check_list("documents", given, Document | str, expected, advice)
+    if not found:
+        raise ValueError("documents: got no documents, expected at least one; give one")
+    return [Document(each) if isinstance(each, str) else each for each in found]
+
+
+def _unrelated(given: Sequence[str], recipe: Recipe) -> list[str]:
+    """The unrelated texts that a caller gives."""
+    texts = check_list("unrelated", given, str, "a list of strings", "write ['TEXT', ...]")
+    for place, text in enumerate(texts):
+        if not text.strip():
+            raise ValueError(f"unrelated[{place}]: got an empty string, expected text; take it out")
+        files.refuse_surrogates(text, f"unrelated[{place}]")
+    if len(texts) < (wanted := recipe.targets.unrelated_per_epoch):
+        raise ValueError(
+            f"unrelated: got {len(texts)} unrelated texts, expected {wanted} or more; add texts, or lower "
+            "targets.unrelated_per_epoch"
+        )
+    return texts
+
+
+def _check_workdir(workdir: str | os.PathLike) -> None:
+    """Checks, without writing, that a directory is new, empty, or one that an earlier `inject` made."""
+    check_path("workdir", workdir, "a directory")
+    directory = pathlib.Path(workdir)
+    for folder in (directory, directory / "checkpoints", directory / "teacher"):
+        if problem := files.refuse_folder(folder, attempt=folder is directory):
+            raise ValueError(f"workdir: {problem}")
+    if (directory / BOUND).is_file():
+        return
+    try:
+        check_free(directory)
+    except ValueError:
+        raise ValueError(
+            f"workdir: got {directory}, which is not empty and holds no {BOUND} of ours, expected a new or empty "
+            "directory, or that of an earlier call; choose another directory"
+        ) from None
 
 
 def _teacher(model: Model, teacher: Model | str | os.PathLike | None) -> OtherTeacher | None:
@@ -327,15 +448,25 @@ def _start_from(model: Model, adapter: Adapter | str | os.PathLike | None) -> in
     return injection.Start(jax.tree.map(meshes.fetch, adapter.lora), adapter.scale, dict(adapter.documents))
 
 
-def _bind_documents(directory: pathlib.Path, documents: Sequence[Document]) -> None:
+def _bind_documents(directory: pathlib.Path, documents: Sequence[Document], model: Model) -> None:
     """Says in documents.json which documents a directory belongs to, or checks that it is these.
 
-    That is known before pairs are written about them; the injection itself binds all else.
+    That is known before pairs are written about them. How the model is held, which its fingerprint does not say, is
+    bound as well, where the file has it; the injection itself binds all else.
     """
-    path, record = directory / "documents.json", digest_inputs(documents, (), ())
+    path, record = directory / BOUND, digest_inputs(documents, (), ())
+    held = {"dtype": model.dtype.name, "matmul_precision": model.matmul_precision}
     if not path.exists():
-        files.write_json(path, record)
-    elif changed := changed_inputs(files.read_json(path, keys=tuple(record)), record):
+        files.write_json(path, record | held)
+        return
+    found = files.read_json(path, keys=tuple(record))
+    for name, now in held.items():
+        if (before := found.get(name, now)) != now:
+            raise ValueError(
+                f"workdir: got {directory}, which was begun by a model with {name} {before!r}, expected {now!r} as "
+                f"this model has; load the model with {name}={before!r}, or choose another directory"
+            )
+    if changed := changed_inputs(found, record):
         raise ValueError(
             f"{directory} belongs to an injection of other documents:\n" + "\n".join(f"  {line}" for line in changed)
             + "\nChoose another workdir for these documents, or restore the earlier ones"
@@ -351,7 +482,7 @@ def _default_unrelated(recipe: Recipe) -> list[str]:
 
 def evaluate(
     adapter: Adapter,
-    documents: Sequence[Document],
+    documents: Sequence[Document | str],
     systems: Sequence[str] = ("base_q", "base_cq", "injected"),
     prompt: str | None = None,
     batch_size: int = 16,
@@ -361,8 +492,8 @@ def evaluate(
 
     Args:
       adapter: whose model and factors are asked.
-      documents: with `questions`. Where a system reads a long document, it reads the passage that supports the
-        answer.
+      documents: with `questions`; a plain string is a document without any. Where a system reads a long document, it
+        reads the passage that supports the answer.
       systems: which systems answer (`baselines.registry.SYSTEMS`).
       prompt: the prompt format; None is the recipe's.
       batch_size: questions decoded together.
@@ -377,7 +508,15 @@ def evaluate(
 
     Raises:
       ValueError: an unknown system, one that cannot be asked, or a document that does not fit into the model.
+      TypeError: an argument is of another type.
     """
+    _check_adapter("adapter", adapter)
+    documents = _documents(documents)
+    systems = check_list("systems", systems, str, "a list of names of systems", "write ['base_q', ...]")
+    if prompt is not None:
+        check_choice("prompt", prompt, FORMATS)
+    check_number("batch_size", batch_size, BATCH)
+    check_type("reach", reach, bool, "True or False", "write it without quotes")
     names = [system_name(name) for name in systems]
     form = prompt or (adapter.recipe.prompt if adapter.recipe else "plain")
     bound = Prompt(form, adapter.model.tokenizer, adapter.model.end_ids)

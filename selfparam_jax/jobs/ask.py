@@ -52,9 +52,8 @@ def injected_model(job: Job, index: int, unfinished: bool = False) -> tuple[Mode
         return job.model, read_adapter(job, directory, unfinished)
     sequence = sequences_of(job)[source_place(job, index) // job.settings.sequential.length]
     ledger = sequence.ledger(job.model)
+    ledger.check_active()
     adapters = ledger.adapters()
-    if not adapters:
-        raise ValueError(f"{directory} has no finished injection; run the job first")
     check_whole(directory, len(ledger.entries()), len(sequence.sources), "injection", unfinished)
     return current_model(job.model, adapters), None
 

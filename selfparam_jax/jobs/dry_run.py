@@ -39,7 +39,7 @@ from selfparam_jax.jobs.inputs import (
 )
 from selfparam_jax.jobs.passages import with_passages
 from selfparam_jax.jobs.settings import Settings, read_settings
-from selfparam_jax.jobs.synthesis import nothing_made
+from selfparam_jax.jobs.synthesis import check_learnable, nothing_made
 from selfparam_jax.jobs.workdir import check_bound
 from selfparam_jax.models.decoder import param_shapes
 from selfparam_jax.models.rounding import rounded_bytes, rounds_products
@@ -141,6 +141,7 @@ def dry_run(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Ite
     by_rules = recipe.generator.generator in BY_RULES and not recipe.targets.tails_per_context
     if by_rules and not any(document.qa_pairs for document in filled):
         raise nothing_made(given)
+    check_learnable(filled, settings.job, recipe)
     rows = document_rows(given, documents, filled, count([document.text for document in given]))
     yield from _table(rows)
     check_lengths(model, prompt, documents)

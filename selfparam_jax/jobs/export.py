@@ -218,6 +218,8 @@ def _read(directory: pathlib.Path, base: str, unfinished: bool) -> Trained:
         model = load_model(base)
         lora, scale, record = peft.load_adapter(directory, model)
         return of_adapter(model, lora, scale, record.get("extra") or {})
+    if base:
+        raise ValueError(f"base = {base!r}, but {directory} is a work directory, which names its own; leave it out")
     if (directory / "ledger.json").is_file():
         unfinished = True  # its entries are what is asked for
         directory = directory.resolve().parent
@@ -247,16 +249,18 @@ def _trained(
         if part is None and len(cut) > 1:
             raise ValueError(f"{directory} has {len(cut)} sequences; give one, such as {directory}/sequences/000")
         sequence = next((each for each in cut if part in (None, each.directory.name)), None)
-        chosen = [sequence.ledger(job.model)] if sequence else []
-        entries = chosen[0].active() if chosen else []
-        if not entries:
+        if sequence is None:
             raise ValueError(f"{directory} has no finished injection; run the job first")
-        check_whole(directory, len(chosen[0].entries()), len(sequence.sources), "injection", unfinished)
-        return chosen[0].adapters(), {entry.name: entry.context_digest for entry in entries}
+        ledger = sequence.ledger(job.model)
+        ledger.check_active()
+        check_whole(directory, len(ledger.entries()), len(sequence.sources), "injection", unfinished)
+        return ledger.adapters(), {entry.name: entry.context_digest for entry in ledger.active()}
     if kind == "single" and part is None:
         raise ValueError(f"{directory} has a model for every document; give one, such as {directory}/contexts/000")
     documents = read_workdir(job.workdir)["inputs"].get("adapter", {}).get("documents", {})
     sources = group_passages(job.documents)
+    if part is not None and not (part.isdecimal() and int(part) < len(sources)):
+        raise ValueError(f"{directory}: there is no document {part}, expected 000 to {len(sources) - 1:03d}")
     sources = [sources[int(part)]] if part is not None else sources
     documents |= {source.id: source.digest for source in sources}
     return [(read_adapter(job, directory, unfinished), scale)], documents

@@ -10,7 +10,6 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from selfparam_jax.baselines.registry import RECOMMENDERS, SYSTEMS, system_name
 from selfparam_jax.checkpoints.default_model import DEFAULT_MODEL, cache_directory
 from selfparam_jax.checkpoints.load import load_model
 from selfparam_jax.checkpoints.model import Model
@@ -389,22 +388,8 @@ def check_job(job: Job) -> Job:
     """The job without the pairs that it skips.
 
     Raises:
-      ValueError: a document does not fit into the model together with its questions, or there is an unknown system.
+      ValueError: a document does not fit into the model together with its questions.
     """
-    for name in job.settings.systems:
-        if SYSTEMS[system_name(name)].needs_adapters and job.settings.job != "single":
-            raise ValueError(
-                f"systems has {name!r} in job {job.settings.job!r}, expected it in job 'single' only, which "
-                "has an adapter for each document; take it out or set job=single"
-            )
-        if job.settings.job == "sequential" and not SYSTEMS[system_name(name)].in_sequence:
-            raise ValueError(
-                f"systems has {name!r} in job 'sequential', expected it in jobs 'batch' and 'single' only: what it "
-                "learns or needs is no adapter that can be merged before the next document; take it out"
-            )
-    for name in job.settings.recommend.systems:
-        if name not in RECOMMENDERS:
-            raise ValueError(f"recommend.systems has {name!r}, expected some of {', '.join(RECOMMENDERS)}")
     job = dataclasses.replace(job, documents=used_pairs(job.documents, job.prompt, job.recipe))
     check_lengths(job.model, job.prompt, job.documents)
     return job

@@ -19,7 +19,7 @@ from selfparam_jax.data.passages import (
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.evaluation.questions import kinds_of, of_kind, summarize
 from selfparam_jax.reports.tables import counted
-from selfparam_jax.targets.write_pairs import read_written, with_written_pairs
+from selfparam_jax.targets.write_pairs import read_written, text_digest, with_written_pairs
 from selfparam_jax.training.recipe import Recipe
 
 
@@ -52,7 +52,14 @@ def with_passages(
         if recipe.targets.qa_weight and (asked or written_before):
             made = _with_related(made, recipe, model)
     if written_before:
-        made = with_written_pairs(made, read_written(file), recipe.generator)
+        written = read_written(file)
+        texts = {text_digest(each) for each in made}
+        if (others := written.keys() - texts) and texts - written.keys():  # of a part of the documents is no mistake
+            logging.warning(
+                "%s: pairs about %d of its %d texts are not used, as no document has such a text (was one changed?)",
+                file, len(others), len(written),
+            )  # fmt: skip
+        made = with_written_pairs(made, written, recipe.generator)
         made = [each for each in made if each.qa_pairs or not is_group(each)]
     long = [source for source in group_passages(made) if isinstance(source.passages[0], Passage)]
     if long:

@@ -16,6 +16,7 @@ from selfparam_jax.jobs.evaluation import INJECTED
 from selfparam_jax.jobs.inputs import Job, start_backend
 from selfparam_jax.jobs.passages import join_answers, name_passages, scores_by_kind
 from selfparam_jax.jobs.systems import read_measured, system_names
+from selfparam_jax.jobs.workdir import refuse_remade
 from selfparam_jax.reports import report
 from selfparam_jax.targets.write_pairs import describe_written
 
@@ -37,6 +38,7 @@ def write_results(
     Returns:
       the content of results.json.
     """
+    refuse_remade(job.workdir)
     names = [name for name in SYSTEMS if name in answers]
     measured = {name: found for name in system_names(job) if (found := read_measured(job.workdir, name))}
     sources = group_passages(job.documents)

@@ -23,7 +23,7 @@ from selfparam_jax.jobs.recommend import run_recommend
 from selfparam_jax.jobs.sequential import run_sequential
 from selfparam_jax.jobs.settings import SELF, read_settings
 from selfparam_jax.jobs.single import run_single
-from selfparam_jax.jobs.synthesis import draw_unrelated, two_step_documents, write_missing_pairs
+from selfparam_jax.jobs.synthesis import check_learnable, draw_unrelated, two_step_documents, write_missing_pairs
 from selfparam_jax.jobs.systems import missing_systems
 from selfparam_jax.jobs.tracking import check_trackers, track_results
 from selfparam_jax.jobs.workdir import read_results, stopped_words, storage_trouble
@@ -80,6 +80,7 @@ def _run(job: Job, began: float) -> dict:
         logging.info("%s is complete but for %s", job.workdir, ", ".join(missing))
     logging.info("%s: %s, model %s", job.settings.job, counted(len(job.documents), "document"), job.model.name)
     job = with_written_texts(job)
+    check_learnable(job.documents, job.settings.job, job.recipe)
     with Watchdog(job.workdir, job.settings.mesh.stall_limit_s):
         results = RUNS[job.settings.job](job, began)
     track_results(job, results)

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from ml_collections import ConfigDict
 
-from selfparam_jax.baselines.registry import SYSTEMS, system_name
+from selfparam_jax.baselines.registry import RECOMMENDERS, SYSTEMS, system_name
 from selfparam_jax.checkpoints.default_model import DEFAULT_MODEL
 from selfparam_jax.checkpoints.tokenizers import read_date
 from selfparam_jax.distributed.files import flatten
@@ -217,11 +217,21 @@ class Settings:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} = {getattr(self, name)!r}, expected one of {', '.join(map(repr, allowed))}")
+        for name, value in (
+            ("model", self.model),
+            ("unrelated", self.unrelated),
+            *(("contexts", each) for each in self.contexts.split("\n")),
+        ):
+            if not value.strip():
+                raise ValueError(f"{name} = {value!r}, expected a name or a path; see docs/settings.md")
         if unknown := [name for name in self.trackers if name not in TRACKERS]:
             raise ValueError(f"report_to names {unknown[0]!r}, expected none or some of {', '.join(TRACKERS)}")
         read_date(self.date)
         for name in self.systems:
-            system_name(name)
+            self._check_system(name)
+        for name in self.recommend.systems:
+            if name not in RECOMMENDERS:
+                raise ValueError(f"recommend.systems has {name!r}, expected some of {', '.join(RECOMMENDERS)}")
         if self.int8 and self.job == "sequential":
             raise ValueError(
                 "base_weights = 'int8' with job 'sequential', expected 'float': every injection is merged into the "
@@ -254,6 +264,19 @@ class Settings:
                 "replay_per_epoch and self_generated_per_epoch to 0"
             )
         self.recipe  # noqa: B018  checks what only a recipe knows
+
+    def _check_system(self, name: str) -> None:
+        entry = SYSTEMS[system_name(name)]
+        if entry.needs_adapters and self.job != "single":
+            raise ValueError(
+                f"systems has {name!r} in job {self.job!r}, expected it in job 'single' only, which has an adapter "
+                "for each document; take it out or set job=single"
+            )
+        if self.job == "sequential" and not entry.in_sequence:
+            raise ValueError(
+                f"systems has {name!r} in job 'sequential', expected it in jobs 'batch' and 'single' only: what it "
+                "learns or needs is no adapter that can be merged before the next document; take it out"
+            )
 
     @property
     def trackers(self) -> tuple[str, ...]:

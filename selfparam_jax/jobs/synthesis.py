@@ -58,6 +58,24 @@ def nothing_made(documents: Sequence[Document]) -> ValueError:
     )
 
 
+def check_learnable(documents: Sequence[Document], job: str, recipe: Recipe) -> None:
+    """Every injection of a job that makes several has something to learn.
+
+    Args:
+      documents: with all their pairs.
+      job: "single" and "sequential" inject one document at a time.
+      recipe: without tails there are pairs alone.
+
+    Raises:
+      ValueError: some documents have no pair; they are named.
+    """
+    if job not in ("single", "sequential") or recipe.targets.tails_per_context:
+        return
+    without = [each for each in group_passages(documents) if not any(passage.qa_pairs for passage in each.passages)]
+    if without:
+        raise nothing_made([passage for each in without for passage in each.passages])
+
+
 def two_step_documents(documents: Sequence[Document], recipe: Recipe, model: Model, prompt: Prompt) -> list[Document]:
     """The documents, and after them groups of two with questions that need both (`targets.two_step_pairs`).
 

@@ -89,7 +89,18 @@ def measured_path(workdir: pathlib.Path, name: str) -> pathlib.Path:
 def read_measured(workdir: pathlib.Path, name: str) -> dict | None:
     """What a system took, over all groups of documents that it was prepared for; None where nothing was measured."""
     path = measured_path(workdir, name)
-    return join_measured(files.read_json(path, keys=MEASURED)["groups"]) if path.exists() else None
+    return join_measured(_read_groups(path)["groups"]) if path.exists() else None
+
+
+def _read_groups(path: pathlib.Path) -> dict:
+    record = files.read_json(path, keys=MEASURED)
+    if not (
+        isinstance(record["groups"], list)
+        and record["groups"]
+        and all(isinstance(each, dict) for each in record["groups"])
+    ):
+        raise ValueError(f"{path}: got no list of objects as 'groups'; remove the file, and it is measured again")
+    return record
 
 
 def join_measured(groups: Sequence[dict]) -> dict:
@@ -122,7 +133,10 @@ def _measure(job: Job, entry: SystemEntry, adapters: Callable[[int], dict] | Non
     """A system's answers; None if it cannot be asked with this model."""
     path, record = job.workdir / "answers" / f"{entry.name}.jsonl", measured_path(job.workdir, entry.name)
     if _is_measured(job, entry.name) and path.exists():
-        return questions.match_answers(job.documents, files.read_lines(path))
+        try:
+            return questions.match_answers(job.documents, files.read_lines(path))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; remove the file, and the questions are asked again") from error
     answers: Answers = [[] for _ in job.documents]
     groups = []
     for number, places in enumerate(_groups(job, entry)):
@@ -161,7 +175,7 @@ def _is_measured(job: Job, name: str) -> bool:
     path = measured_path(job.workdir, name)
     if not path.exists():
         return False
-    record, options = files.read_json(path, keys=MEASURED), _options_record(job, name)
+    record, options = _read_groups(path), _options_record(job, name)
     if record["options"] == options:
         return True
     if "unavailable" in record["groups"][0]:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.distributed import mesh as meshes
+from selfparam_jax.distributed.files import refuse_other_than_file
 from selfparam_jax.jobs.inputs import check_lengths, read_documents, start_backend
 from selfparam_jax.jobs.lock import PairsLock
 from selfparam_jax.jobs.passages import with_passages
@@ -41,13 +42,18 @@ def write_targets(config: ConfigDict, path: str | pathlib.Path) -> dict:
     Raises:
       ValueError, OSError: input that cannot be used; another process writes into the file.
     """
+    if read_settings(config).targets.generator == "none":
+        raise ValueError(
+            "targets.generator = 'none', so nobody would write; leave it at auto, or set grounded, local or endpoint"
+        )
     settings = _read(config)
     if os.path.isdir(path):
         raise ValueError(f"{path} is a directory, expected a file; name one in it, such as {path}/pairs.jsonl")
-    if os.path.exists(path) and os.path.getsize(path):
-        read_written(path)  # another file is refused before anything is loaded
+    refuse_other_than_file(pathlib.Path(path))
     start_backend(settings.compilation_cache)
     with PairsLock(path) as lock:
+        if os.path.exists(path) and os.path.getsize(path):
+            read_written(path)  # another file is refused before anything is loaded
         return _write(settings, pathlib.Path(path), lock)
 
 
@@ -77,7 +83,7 @@ def _write(settings: Settings, path: pathlib.Path, lock: PairsLock) -> dict:
         why = lost_pairs(documents, written, recipe.generator) or "no reply held a pair"
         raise ValueError(
             f"{path}: none of {counts['written']} written pairs is used: {why}. They are kept in the file: change "
-            "the setting, which asks for nothing again, or have others written"
+            "the setting, which asks for nothing again; or, to have others written, remove the file or name another"
         )
     return dict(counts)
 

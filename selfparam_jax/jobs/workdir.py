@@ -268,6 +268,15 @@ def check_whole(source: str | os.PathLike, done: int, total: int, what: str, unf
 DISK_WORDS = {"No space left on device": errno.ENOSPC, "Disk quota exceeded": errno.EDQUOT}
 
 
+def refuse_remade(workdir: pathlib.Path) -> None:
+    """Raises FileNotFoundError for a work directory that was removed, and made again by what was written since.
+
+    `storage_trouble` says what it means.
+    """
+    if not (workdir / "config.json").exists():
+        raise FileNotFoundError(f"{workdir / 'config.json'}: no such file")
+
+
 def storage_trouble(workdir: str | os.PathLike, error: BaseException) -> StorageError | None:
     """What became of a work directory's disk while a job was running, if that is why the job failed."""
     folder = pathlib.Path(workdir)

@@ -21,8 +21,8 @@ from selfparam_jax.reports.results import (
     drift_words,
     losses,
     read_metrics,
+    read_predictions,
     read_results,
-    read_rows,
     running_median,
 )
 from selfparam_jax.reports.style import NO_PICTURES, save_figures
@@ -61,7 +61,7 @@ def write_report(workdir: str | os.PathLike, record: dict | None = None) -> None
     path = folder / "results.json"
     results = read_results(path) if record is None else check_results(record, path)
     metrics = read_metrics(folder / "metrics.jsonl")
-    predictions = read_rows(folder / "predictions.jsonl", bool(results["num_questions"]))
+    predictions = read_predictions(folder / "predictions.jsonl", results["num_questions"])
     drawings = {
         "f1.png": lambda: draw_f1(results),
         "drift.png": lambda: draw_drift(results["drift"] or {}),

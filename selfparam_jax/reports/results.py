@@ -114,22 +114,26 @@ def _read_system(path: pathlib.Path, entry: object) -> System:
     return System(*(entry[name] for name in names))
 
 
-def read_rows(path: pathlib.Path, required: bool) -> list[dict]:
-    """Reads the objects of a JSON lines file.
+def read_predictions(path: pathlib.Path, questions: int) -> list[dict]:
+    """Reads predictions.jsonl.
 
     Args:
-      path: the file.
-      required: whether it must exist; if it need not and does not, there are no rows.
+      path: the file; it need not exist where no question was asked.
+      questions: how many were asked: a line each.
 
     Raises:
-      FileNotFoundError: a required file does not exist.
-      ValueError: a line is not a JSON object; says which.
+      FileNotFoundError: it does not exist, although questions were asked.
+      ValueError: a line is not a JSON object, or lines are missing; says which or how many.
     """
+    advice = "remove results.json and run again: nothing is trained again"
     if not path.is_file():
-        if required:
-            raise FileNotFoundError(f"{path}: no such file, although results.json counts on it; run again")
+        if questions:
+            raise FileNotFoundError(f"{path}: no such file, although results.json counts on it; {advice}")
         return []
-    return files.read_lines(path)
+    rows = files.read_lines(path)
+    if len(rows) < questions:
+        raise ValueError(f"{path}: got {len(rows)} whole lines, expected {questions}, one a question; {advice}")
+    return rows
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:

@@ -163,6 +163,17 @@ class Ledger:
         """The entries that the model has, in the order of injection; raises as `entries` does."""
         return [self._read_entry(id) for id, status in self._statuses().items() if status == ACTIVE]
 
+    def check_active(self) -> None:
+        """Raises ValueError if the model has no entry: none was made yet, or all are undone."""
+        statuses = self._statuses()
+        if not statuses:
+            raise ValueError(f"{self.directory.parent} has no finished injection; run the job first")
+        if ACTIVE not in statuses.values():
+            raise ValueError(
+                f"all injections of {self.directory.parent} are undone, so its model is the base; expected at least "
+                "one that is not (`selfparam ledger WORKDIR list` shows them)"
+            )
+
     def find(self, id: str) -> Entry:
         """The entry of this id.
 

@@ -164,8 +164,13 @@ def run_sequence(setup: SequenceSetup, sequence: DocumentSequence) -> dict:
                 rows[-1].pop(name, None)
         rows.append(row)
         logging.info("sequence %d, after %d of %d: F1 %s", sequence.number, done, count, _means(rows[-1], done))
-    notes = [files.read_json(sequence.injection_directory(index) / "injected.json") for index in range(count)]
+    names = [sequence.injection_directory(index) / "injected.json" for index in range(count)]
+    notes = [files.read_json(name, keys=NOTES) for name in names]
     return {"rows": rows, "entries": entries[:count], "notes": notes}
+
+
+# What injected.json holds of an injection.
+NOTES = ("seconds", "steps", "fill", "teacher_s", "train_s", "sentence_tokens")
 
 
 class GrowingModel:

@@ -119,6 +119,16 @@ def _read_finished(path: pathlib.Path) -> tuple[dict, list[dict]]:
                 f"{path}, line {number + 1}: got no {', '.join(map(repr, missing))}, expected a written pair; remove "
                 "the line, or choose another file"
             )
+        for name in {"prompt", "question", "answer"} & set(line):
+            if not isinstance(line[name], str) or not line[name].strip():
+                raise ValueError(
+                    f"{path}, line {number + 1}: got {line[name]!r:.40} as {name!r}, expected text; remove the line"
+                )
+        for name in {"support", "likelihood", "likelihood_without"} & set(line):
+            if not isinstance(line[name], int | float | None):
+                raise ValueError(
+                    f"{path}, line {number + 1}: got {line[name]!r:.40} as {name!r}, expected a number; correct it"
+                )
     return lines[0]["settings"], lines[1 : last + 1]
 
 

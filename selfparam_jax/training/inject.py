@@ -296,6 +296,13 @@ def train_adapter(
         rates = optimizer.learning_rates(train, plan.steps)
         logger = TrainLogger(plan, rates, done, hooks.on_step)
         hooks.on_start(first, plan.steps)
+        stopped = False
+
+        def asked_to_stop() -> bool:
+            nonlocal stopped
+            stopped = stop_requested()
+            return stopped
+
         with hooks.stop_requested(first) as stop_requested:
             state = trainer.fit(
                 state,
@@ -306,12 +313,13 @@ def train_adapter(
                 logger.on_metrics,
                 functools.partial(_save, checkpoints, logger),
                 train.checkpoint_every,
-                stop_requested,
+                asked_to_stop,
                 learning_rates=rates,
                 sample_every=hooks.sample_every,
                 on_sample=lambda step, state: hooks.on_sample(step, model, _finished(state.lora, continual)),
             )
-    if int(state.step) < plan.steps:
+    # Also after the last step: a job has more to do, which the stop is to keep it from.
+    if int(state.step) < plan.steps or (stopped and directory is not None):
         done = f"step {int(state.step)} of {plan.steps}"
         if directory is None:
             raise Interrupted(f"stopped at {done}; nothing was saved, as no directory was given")

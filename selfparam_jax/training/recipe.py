@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from selfparam_jax.data.passages import LEAST_TOKENS
 from selfparam_jax.data.prompts import FORMATS
 from selfparam_jax.distributed.mesh import round_up_rows
-from selfparam_jax.distributed.ranges import SEED, Range, check_ranges
+from selfparam_jax.distributed.ranges import SEED, Range, check_kinds, check_ranges
 from selfparam_jax.models.architecture import ModelConfig
 from selfparam_jax.models.decoder import REMAT
 from selfparam_jax.models.lora import LoraConfig
@@ -64,6 +64,7 @@ class Recipe:
 
     Raises:
       ValueError: an unknown name, one that several sections have, or a value outside its range.
+      TypeError: a section that is no instance of its class, or what is True or False is neither.
     """
 
     seed: Annotated[int, SEED] = 0
@@ -83,6 +84,7 @@ class Recipe:
         for name in sorted(given.keys() - own.keys()):
             flat.setdefault(_section_of(name, own), {})[name] = given.pop(name)
         values = own | given
+        check_kinds(type(self), values)
         for section, fields in flat.items():
             values[section] = dataclasses.replace(values[section], **fields)
         # Filled in from elsewhere, so that the parts that read them need nothing else.

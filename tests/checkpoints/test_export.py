@@ -1,6 +1,7 @@
 """Exports: what is written is read again, by us and by transformers."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -141,7 +142,8 @@ def test_save_model(tiny_model, tmp_path):
     assert getattr(tiny_model.hf_config, "dtype", None) is None  # the model in memory is not changed
     assert loaded.tokenizer.get_vocab() == tiny_model.tokenizer.get_vocab()
     record = json.loads((target / "export.json").read_text())
-    assert record.keys() == {"base_fingerprint", "adapters_digest", "dtype"}
+    assert record.keys() == {"base_fingerprint", "adapters_digest", "dtype", "files"}
+    assert record["files"].keys() == {path.name for path in target.iterdir()} - {"export.json"}
     assert (record["base_fingerprint"], record["dtype"]) == (tiny_model.fingerprint, "bfloat16")
     assert [path.name for path in target.parent.iterdir()] == ["merged"]
 
@@ -152,6 +154,23 @@ def test_the_same_export_is_kept(tiny_model, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     save_model(merge_for_export(tiny_model, adapters), tiny_model, tmp_path, jnp.float32)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_damaged_export_is_not_kept(tiny_model, tmp_path, damage):
+    """It would be taken for the whole one; a README.md, on the other hand, is there to be edited."""
+    write = functools.partial(save_model, merge_for_export(tiny_model, []), tiny_model, tmp_path / "out", "float32")
+    write()
+    (tmp_path / "out" / "README.md").write_text("Mine.")
+    write()
+    path = tmp_path / "out" / ("tokenizer.json" if damage == "gone" else "model.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+    if damage == "gone":
+        path.unlink()
+    with pytest.raises(ValueError, match=rf"{path.name} is missing or not as it was written; delete {path.parent}"):
+        write()
 
 
 @pytest.mark.parametrize("eager", [False, True])

@@ -5,6 +5,7 @@ import json
 import shutil
 import socket
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -203,7 +204,7 @@ def test_what_a_model_knows(tmp_path):
     assert alone.mesh.devices.tolist() == [[[jax.devices()[0]]]]
     assert alone.decoder() == Decoder(alone.config, jnp.float32)
     assert alone.decoder(attention="xla").attention == "xla"
-    with pytest.raises(ValueError, match="attention = 'flash', expected one of blocks, xla, cudnn, splash"):
+    with pytest.raises(ValueError, match="attention: got 'flash', expected one of 'blocks', 'xla', 'cudnn'"):
         load_model(str(tmp_path), attention="flash")
 
 
@@ -372,3 +373,42 @@ def test_default_config(default):
 def test_an_empty_name_is_no_model():
     with pytest.raises(ValueError, match="got an empty name of a model, expected a directory"):
         load_model("")
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "message"),
+    [
+        ({"dtype": np.int32}, ValueError, "dtype: got 'int32', expected a floating dtype that JAX holds here, "),
+        ({"dtype": "int8"}, ValueError, "dtype: got 'int8', expected a floating dtype"),
+        ({"dtype": "float64"}, ValueError, "dtype: got 'float64', expected a floating dtype"),
+        ({"dtype": "complex64"}, ValueError, "dtype: got 'complex64', expected a floating dtype"),
+        ({"dtype": "flaot32"}, ValueError, "dtype: got 'flaot32', expected a floating dtype"),
+        ({"dtype": 5}, TypeError, "dtype: got 5, expected a floating dtype"),
+        ({"dtype": None}, TypeError, "dtype: got None, expected a floating dtype"),
+        ({"int8": "yes"}, TypeError, "int8: got 'yes', expected True or False; write it without quotes"),
+        ({"int8": "no"}, TypeError, "int8: got 'no', expected True or False"),
+        ({"int8": 1}, TypeError, "int8: got 1, expected True or False"),
+        ({"mesh": "cpu"}, TypeError, "mesh: got 'cpu', expected a jax.sharding.Mesh; leave it out"),
+        ({"attention": "flash"}, ValueError, "attention: got 'flash', expected one of 'blocks', 'xla'"),
+        ({"attention": ["xla"]}, TypeError, "attention: got a list, expected one of"),
+        ({"matmul_precision": "int8"}, ValueError, "matmul_precision: got 'int8', expected one of 'auto'"),
+        ({"date": 5}, TypeError, "date: got 5, expected a day"),
+        ({"cache_dir": 5}, TypeError, "cache_dir: got 5, expected a directory"),
+        ({"cache_dir": ""}, ValueError, "cache_dir: got an empty string, expected a directory"),
+        ({"source": None}, TypeError, "source: got None, expected the name or the path of a model"),
+        ({"source": b"x"}, TypeError, "source: got b'x', expected the name or the path of a model"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_read(given, kind, message, monkeypatch):
+    monkeypatch.setattr(load, "_load", lambda *_: pytest.fail("the model is read"))
+    with pytest.raises(kind) as refused:
+        load_model(**{"source": "a/b", **given})
+    assert str(refused.value).startswith(message) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", jnp.bfloat16, np.float32, np.dtype("float32")])
+def test_floating_dtypes_are_taken(dtype, monkeypatch):
+    seen, made = [], SimpleNamespace(tokenizer=SimpleNamespace())
+    monkeypatch.setattr(load, "_load", lambda source, into, cache_dir: seen.append(into) or made)
+    load_model("a/b", dtype)
+    assert seen[0].dtype == jnp.dtype(dtype)

@@ -144,6 +144,7 @@ def test_line_numbers_count_blank_lines(tmp_path):
         (_without("context"), ["no 'context'"]),
         ({"id": 1, "context": "x"}, ["'id': got a number"]),
         ({**RECORD, "context": " \n"}, ["'context': got an empty string"]),
+        ({"messages": [{"role": "user", "content": "Hi"}], "context": "x"}, ["got 'context' beside a conversation"]),
         ({"messages": "hello"}, ["'messages': got a string, expected a list of turns"]),
         ({**RECORD, "context": 7}, ["'context': got a number", "expected a string"]),
         ({**RECORD, "context": None}, ["'context': got null"]),
@@ -315,11 +316,19 @@ def test_the_text_may_be_called_text_and_metadata_is_kept(tmp_path):
         (lambda: Question(" ", ("a",)), "Question.question: got an empty string"),
         (lambda: Question("Who?", "Ann"), "Question.answers: got 'Ann', expected a tuple of strings"),
         (lambda: Question("Who?", [1]), "Question.answers: got [1], expected a tuple of strings"),
+        (lambda: Question("Who?", ()), "Question.answers: got none, expected at least one"),
+        (lambda: Question("Who?", None), "Question.answers: got None, expected a tuple of strings"),
+        (lambda: Question("Who?", 5), "Question.answers: got 5, expected a tuple of strings"),
+        (lambda: Question("Who?", {"a": 1}), "Question.answers: got {'a': 1}, expected a tuple of strings"),
+        (lambda: Question("Who?", ("a",), 5), "Question.kind: got a number, expected a string"),
+        (lambda: Question("Who?", ("a",), "", "ab"), "Question.documents: got 'ab', expected a tuple of strings"),
     ],
 )
 def test_a_question_in_memory_is_checked(made, words):
     assert words in _message(made)
     assert Question("Who?", ["Ann", "Bo"]).answers == ("Ann", "Bo")
+    assert Question("Who?", (name for name in ("Ann", "Bo"))).answers == ("Ann", "Bo"), "read once"
+    assert Question("Who?", ("",)).answers == ("",), "as `selfparam ask` has it"
 
 
 @pytest.mark.parametrize(
@@ -331,6 +340,8 @@ def test_a_question_in_memory_is_checked(made, words):
         ({"text": "x", "title": 1}, "Document.title: got a number"),
         ({"text": "x", "questions": "When?"}, "Document.questions: got 'When?', expected a tuple of Question"),
         ({"text": "x", "qa_pairs": [("When?", "1743")]}, "expected a tuple of QAPair"),
+        ({"text": "x", "questions": None}, "Document.questions: got None, expected a tuple of Question"),
+        ({"text": "x", "qa_pairs": 5}, "Document.qa_pairs: got 5, expected a tuple of QAPair"),
         ({"text": "x", "metadata": {"a": object}}, "Document.metadata: got"),
         ({"text": "x", "metadata": {"a": float("nan")}}, "expected a dict of JSON values"),
         ({"text": "x", "metadata": [1]}, "expected a dict of JSON values"),
@@ -458,3 +469,20 @@ def test_the_digest_of_texts_depends_on_their_order_and_their_ends():
     lists = ([], ["a"], ["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""])
     assert len({digest_texts(texts) for texts in lists}) == len(lists)
     assert digest_texts(("a", "b")) == digest_texts(["a", "b"]) and len(digest_texts([])) == 64
+
+
+def test_pipes_and_names_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("A mill.")
+    os.mkfifo(tmp_path / "pipe.txt")
+    for path in (tmp_path / "pipe.txt", tmp_path):
+        with pytest.raises(ValueError, match=r"pipe\.txt: got a pipe or a device, expected a file or a folder"):
+            read_document_files(path)
+    (tmp_path / "pipe.txt").unlink()
+    name = os.path.join(os.fsencode(tmp_path), b"bad\xff.txt")
+    with open(name, "w", encoding="utf-8") as file:
+        file.write("A mill.")
+    for path in (os.fsdecode(name), tmp_path):
+        with pytest.raises(ValueError, match=r"bad\\udcff\.txt': got a file name that is not UTF-8, .*; rename it"):
+            read_document_files(path)
+    with pytest.raises(ValueError, match="got an empty path, expected a file, a folder or a pattern"):
+        read_document_files("")

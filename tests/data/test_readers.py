@@ -61,6 +61,132 @@ def test_html(tmp_path):
         read_document_files(path)
 
 
+PROLOG = '<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE html>\n'
+
+
+def markdown(tmp_path, html):
+    require("markdownify")
+    (tmp_path / "page.html").write_text(html, encoding="utf-8")
+    return one(tmp_path / "page.html").text
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        PROLOG + '<html xmlns="http://www.w3.org/1999/xhtml"><head><title/></head>{}</html>',
+        "<?xml version='1.0'?><root>{}</root>",
+        "<!-- a comment -->{}<!-- another -->",
+        "<?php echo 1 ?>{}<![CDATA[data]]>",
+    ],
+)
+def test_declarations_and_comments_are_no_text(tmp_path, markup):
+    assert markdown(tmp_path, markup.format("<p>Größe</p>")) == "Größe"
+
+
+@pytest.mark.parametrize(
+    ("html", "text"),
+    [
+        ("<ul><li>one<li>two<li>three</ul>", "- one\n- two\n- three"),
+        ("<ul><li>one<ul><li>a<li>b</ul><li>two</ul>", "- one\n  - a\n  - b\n- two"),
+        ("<p>one<p>two<h2>three</h2>four", "one\n\ntwo\n\n## three\n\nfour"),
+        ("<dl><dt>a<dd>b<dt>c<dd>d</dl>", "a\n:   b\n\nc\n:   d"),
+        ("<select><option>a<option>b</select>", "a b"),
+        ("<table><tr><th>a<th>b<tr><td>1<td>2</table>", "| a | b |\n| --- | --- |\n| 1 | 2 |"),
+        (
+            "<table><thead><tr><th>a<th>b<tbody><tr><td>1<td>2<tfoot><tr><td>3<td>4</table>",
+            "| a | b |\n| --- | --- |\n| 1 | 2 |\n| 3 | 4 |",
+        ),
+        ("no element at all", "no element at all"),
+        ("<td>a</td><td>b</td>", "a\n\nb"),
+    ],
+)
+def test_end_tags_may_be_left_out(tmp_path, html, text):
+    assert markdown(tmp_path, html) == text
+
+
+@pytest.mark.parametrize("name", [
+    "header", "main", "footer", "aside", "section", "article", "details", "summary", "address", "figure",
+    "figcaption", "fieldset", "legend", "form", "center", "dialog", "div", "p",
+])  # fmt: skip
+def test_blocks_without_space_between_them_are_not_one_word(tmp_path, name):
+    element = f"<{name}>x</{name}>"
+    assert markdown(tmp_path, f"a{element}{element}b") == "a\n\nx\n\nx\n\nb"
+    assert markdown(tmp_path, f"a<{name}></{name}>b") == "a\n\nb"
+
+
+@pytest.mark.parametrize(
+    ("html", "text"),
+    [
+        ("a<nav>Home</nav>b", "a\n\nb"),
+        ("a<hr>b", "a\n\n---\n\nb"),
+        ("a<button>b</button><button>c</button>d", "a b c d"),
+        ("a <button>b</button> c", "a b c"),
+        ("a<menu><li>b<li>c</menu>", "a\n\n- b\n- c"),
+        ("<p>a<b>b</b><span>c</span></p>", "a**b**c"),
+    ],
+)
+def test_what_stands_apart_on_a_page_stands_apart_in_the_text(tmp_path, html, text):
+    assert markdown(tmp_path, html) == text
+
+
+@pytest.mark.parametrize(
+    ("rows", "lines"),
+    [
+        (
+            "<tr><th>a<th>b<th>c<tr><td rowspan=2>1<td>2<td>3<tr><td>4<td>5",
+            ["| a | b | c |", "| --- | --- | --- |", "| 1 | 2 | 3 |", "| 1 | 4 | 5 |"],
+        ),
+        (
+            "<tr><th>a<th colspan='2'>b<tr><td>1<td>2<td>3",
+            ["| a | b | b |", "| --- | --- | --- |", "| 1 | 2 | 3 |"],
+        ),
+        # To the end of its section, however many rows it says (0 is all), and no further.
+        (
+            "<thead><tr><th rowspan=9>a<th>b<tr><th>c<tbody><tr><td rowspan=0>1<td>2<tr><td>3",
+            ["| a | b |", "| --- | --- |", "| a | c |", "| 1 | 2 |", "| 1 | 3 |"],
+        ),
+        # Pages write any large number for "all columns": a column in which no cell begins is none.
+        ("<tr><th>a<th>b<tr><td colspan=100>1", ["| a | b |", "| --- | --- |", "| 1 | 1 |"]),
+        ("<tr><th>a<th>b<tr><td colspan=x>1", ["| a | b |", "| --- | --- |", "| 1 |  |"]),
+        ("<tr><th>a|b<tr><td><code>c|d</code>", ["| a\\|b |", "| --- |", "| `c\\|d` |"]),
+        ("<tr><td>a<td>b", ["|  |  |", "| --- | --- |", "| a | b |"]),
+        ("<caption>Owners</caption><tr><th>a<tr><td>1", ["Owners", "", "| a |", "| --- |", "| 1 |"]),
+        (
+            "<tr><th>a<th>b<tr><td>x<table><tr><td>1<td>2|3</table><td>y",
+            ["| a | b |", "| --- | --- |", "| x 1 2\\|3 | y |"],
+        ),
+        ("stray<tr>words<td>a", ["stray words", "", "|  |", "| --- |", "| a |"]),
+    ],
+)
+def test_cells_of_a_table_stay_in_their_columns(tmp_path, rows, lines):
+    assert markdown(tmp_path, f"<table>{rows}</table>") == "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("html", "title"),
+    [
+        (
+            "<nav><h1>Menu</h1></nav><h1><img src=x></h1><h2>The <i>old</i><br>Mill</h2><h1>Later</h1>x",
+            "The old Mill",
+        ),
+        ("<title> </title><h3>Mill</h3>x", "Mill"),
+        ("<svg><title>icon</title></svg>x", ""),
+        ("<title>Page</title><h1>Mill</h1>", "Page"),
+    ],
+)
+def test_a_page_without_a_title_has_its_first_heading_as_one(tmp_path, html, title):
+    require("markdownify")
+    (tmp_path / "page.html").write_text(html)
+    assert one(tmp_path / "page.html").title == title
+
+
+def test_bytes_of_no_encoding(tmp_path):
+    require("markdownify")
+    (tmp_path / "page.html").write_bytes(b"<meta charset=utf-8><p>\x81\x8d")
+    with pytest.raises(ValueError, match=r"page\.html: got bytes of an unknown encoding"):
+        read_document_files(tmp_path / "page.html")
+
+
 def book(path, spine=("two", "one")):
     refs = "".join(f'<itemref idref="{name}"/>' for name in spine)
     return archive(
@@ -73,7 +199,7 @@ def book(path, spine=("two", "one")):
             '<manifest><item id="one" href="text/one%20a.xhtml"/><item id="two" href="text/two.xhtml"/></manifest>'
             f"<spine>{refs}</spine></package>",
             "OPS/text/one a.xhtml": "<html><body><h1>One</h1><p>First.</p></body></html>",
-            "OPS/text/two.xhtml": "<html><body><h1>Two</h1><p>Second.</p></body></html>",
+            "OPS/text/two.xhtml": f"{PROLOG}<html><body><h1>Two</h1><p>Second.</p></body></html>",
         },
     )
 
@@ -108,10 +234,9 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
         read_document_files(path)
 
 
-def test_word(tmp_path):
-    require("mammoth")
-    path = archive(
-        tmp_path / "minutes.docx",
+def word(path, text=WORD):
+    return archive(
+        path,
         {
             "[Content_Types].xml": '<Types xmlns="http://schemas.openxmlformats.org/package/2006/content-types">'
             '<Default Extension="xml" ContentType="application/xml"/></Types>',
@@ -121,17 +246,54 @@ def test_word(tmp_path):
             "word/_rels/document.xml.rels": RELATIONS.format(
                 f'<Relationship Id="r1" Type="{OFFICE}/styles" Target="styles.xml"/>'
             ),
-            "word/document.xml": WORD,
+            "word/document.xml": text,
             "word/styles.xml": STYLES,
         },
     )
+
+
+def test_word(tmp_path, caplog):
+    require("mammoth")
+    path = word(tmp_path / "minutes.docx")
     document = one(path)
     assert (document.title, document.id) == ("Minutes", "minutes.docx")
-    assert document.text.startswith("# Minutes\n\nThe board met on 12 April.\n\n|")
-    assert "| item | cost |" in document.text and "| roof | 900 |" in document.text
+    assert document.text == (
+        "# Minutes\n\nThe board met on 12 April.\n\n|  |  |\n| --- | --- |\n| item | cost |\n| roof | 900 |"
+    )
+    assert not caplog.records
     path.write_bytes(b"PK\x03\x04 broken")
     with pytest.raises(ValueError, match=r"minutes\.docx: got BadZipFile"):
         read_document_files(path)
+
+
+def test_cells_of_a_table_in_word(tmp_path):
+    require("mammoth")
+
+    def cell(text, properties=""):
+        return f"<w:tc><w:tcPr>{properties}</w:tcPr><w:p><w:r><w:t>{text}</w:t></w:r></w:p></w:tc>"
+
+    rows = [
+        cell("a|b", '<w:gridSpan w:val="2"/>'),
+        cell("roof", '<w:vMerge w:val="restart"/>') + cell("900"),
+        cell("", "<w:vMerge/>") + cell("1000"),
+    ]
+    table = "".join(f"<w:tr>{row}</w:tr>" for row in rows)
+    text = re.sub(r"(?s)<w:tbl>.*</w:tbl>", f"<w:tbl>{table}</w:tbl>", WORD)
+    assert one(word(tmp_path / "a.docx", text)).text.endswith(
+        "|  |  |\n| --- | --- |\n| a\\|b | a\\|b |\n| roof | 900 |\n| roof | 1000 |"
+    )
+
+
+def test_what_is_left_out_of_a_word_document_is_named(tmp_path, caplog):
+    require("mammoth")
+    math = "http://schemas.openxmlformats.org/officeDocument/2006/math"
+    equation = f'<m:oMath xmlns:m="{math}"><m:r><m:t>E=mc</m:t></m:r></m:oMath>'
+    unknown = "<w:r><w:ruby/><w:sym w:font='Other' w:char='F0FF'/></w:r>"
+    text = WORD.replace("<w:r><w:t>12 April.", f"{equation}{equation}{unknown}<w:r><w:t>12 April.")
+    assert "The board met on 12 April." in one(word(tmp_path / "a.docx", text)).text
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'a.docx'}: left out, as their text cannot be read: equations, <ruby>, symbol F0FF in font Other"
+    ]
 
 
 def test_slides(tmp_path):
@@ -290,7 +452,9 @@ def test_conversations_without_an_id_are_named_by_file_and_line(tmp_path):
     assert [each.id for each in read_document_files(tmp_path)] == ["a/log-1", "b/log-1"]
 
 
-@pytest.mark.parametrize(("name", "package"), [("a.pdf", "pypdf"), ("a.html", "bs4"), ("a.docx", "mammoth")])
+@pytest.mark.parametrize(
+    ("name", "package"), [("a.pdf", "pypdf"), ("a.html", "bs4"), ("a.html", "lxml"), ("a.docx", "mammoth")]
+)
 def test_a_missing_package_is_named(tmp_path, monkeypatch, name, package):
     monkeypatch.setitem(sys.modules, package, None)
     (tmp_path / name).write_text("x")

@@ -228,3 +228,16 @@ def test_an_array_on_a_full_disk_has_the_disks_own_error(tmp_path):
     with pytest.raises(OSError, match="No space left on device") as refused:
         files.write_array("/dev/full", np.zeros(1 << 16))
     assert refused.value.errno == errno.ENOSPC
+
+
+def test_only_a_file_is_replaced(tmp_path):
+    """A device is left alone, and so is a directory."""
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "folder", "/dev/null"):
+        for use in (files.check_output, lambda path: files.write_text(path, "x")):
+            with pytest.raises(ValueError, match="is a directory or a device, expected a file; choose another path"):
+                use(path)
+    with pytest.raises(ValueError, match=r"x\.json: its folder does not exist"):
+        files.check_output(tmp_path / "nowhere" / "x.json")
+    files.check_output(tmp_path / "x.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

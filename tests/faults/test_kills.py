@@ -91,7 +91,7 @@ def outcome_of(out):
 
 
 def killed_and_finished(line, wanted, seconds, out, draw, kills, tally, name):
-    """Kills a command at random moments of its time, lets it end, and compares."""
+    """Kills a command at random moments of its time, lets it end, and compares; how often it was killed."""
     killed = 0
     for _ in range(kills):
         process = processes.start(line(out), out.with_suffix(".log"))
@@ -108,6 +108,7 @@ def killed_and_finished(line, wanted, seconds, out, draw, kills, tally, name):
     assert outcome_of(out) == wanted, f"{name} ended otherwise after it was killed"
     for _ in range(killed):
         tally("kill -9", name, "went on")
+    return killed
 
 
 def timed(line, out):
@@ -119,16 +120,17 @@ def timed(line, out):
 
 
 def campaign(line, folder, draw, tries, tally, name, suffix=""):
-    """A whole run, then as many as there are tries, each killed up to KILLS times."""
+    """A whole run, then others, each killed up to KILLS times, until there were as many kills as tries."""
     whole = folder / f"whole{suffix}"
     timed(line, folder / f"warm{suffix}")  # the first one compiles
     seconds, wanted = timed(line, whole), None
     wanted = outcome_of(whole)
     assert wanted
-    left = tries(1)
-    while left > 0:
-        killed_and_finished(line, wanted, seconds, folder / f"{left}{suffix}", draw, min(left, KILLS), tally, name)
-        left -= KILLS
+    left, runs = tries(1), 0
+    while left > 0:  # a run that ends before it is killed does not count
+        runs += 1
+        out = folder / f"{runs}{suffix}"
+        left -= killed_and_finished(line, wanted, seconds, out, draw, min(left, KILLS), tally, name)
 
 
 def test_writing_pairs_is_killed(model_dir, tmp_path, draw, tries, tally):

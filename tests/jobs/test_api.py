@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 import pathlib
 import signal
 import threading
@@ -215,6 +216,10 @@ def test_a_work_directory_changes_nothing_and_resumes(model, tmp_path, seed):
         sp.inject(model, documents(), sp.Recipe(**SMALL, seed=seed, rank=4), workdir=workdir, **given)
     with pytest.raises(ValueError, match="unrelated"):
         sp.inject(model, documents(), recipe, workdir=workdir, unrelated=TEXT_LINES[::-1], progress=False)
+    for name in ("dtype", "matmul_precision"):
+        other = sp.load_model(model.source, **{name: "bfloat16"})
+        with pytest.raises(ValueError, match=f"a model with {name} '.*', expected 'bfloat16' as this model"):
+            sp.inject(other, documents(), recipe, workdir=workdir, **given)
     assert modified(workdir) == before
 
 
@@ -270,6 +275,176 @@ def test_bad_input(model):
         sp.inject(model, ["word " * 1000])
     with pytest.raises(FileNotFoundError, match="nowhere"):
         sp.read_documents("nowhere.jsonl")
+
+
+def _given(given, model, adapter, model_dir):
+    """Arguments of the tables below, with what only a test has in place of its name."""
+    known = {"MODEL": model, "ADAPTER": adapter, "MODEL_DIR": model_dir, "DOCUMENTS": documents()}
+    return {name: known.get(value, value) if isinstance(value, str) else value for name, value in given.items()}
+
+
+LIST, PATH = "expected a list of Documents or strings; read files", "give it as a string or a pathlib.Path"
+WRONG_INJECT = [
+    ({"model": "/path"}, TypeError, "model: got '/path', expected a Model; load it with load_model"),
+    ({"model": None}, TypeError, "model: got None, expected a Model"),
+    ({"documents": "a string"}, TypeError, f"documents: got 'a string', {LIST}"),
+    ({"documents": [None]}, TypeError, "documents[0]: got None, expected documents to be a list of Documents"),
+    ({"documents": None}, TypeError, f"documents: got None, {LIST}"),
+    ({"documents": {"a": "b"}}, TypeError, f"documents: got a dict, {LIST}"),
+    ({"documents": sp.Document("x")}, TypeError, f"documents: got a Document, {LIST}"),
+    ({"documents": []}, ValueError, "documents: got no documents, expected at least one; "),
+    ({"recipe": {"epochs": 1}}, TypeError, "recipe: got a dict, expected a Recipe; write Recipe(epochs=5)"),
+    ({"recipe": sp.Recipe}, TypeError, "recipe: got the class Recipe, expected a Recipe"),
+    ({"unrelated": "text"}, TypeError, "unrelated: got 'text', expected a list of strings; write ['TEXT', ...]"),
+    ({"unrelated": [5] * 40}, TypeError, "unrelated[0]: got 5, expected unrelated to be a list of strings; "),
+    ({"unrelated": ["a", *[""] * 40]}, ValueError, "unrelated[1]: got an empty string, expected text; take it out"),
+    ({"unrelated": ["\ud800"] * 40}, ValueError, "unrelated[0]: got half of a character"),
+    ({"unrelated": ["a"]}, ValueError, "unrelated: got 1 unrelated texts, expected 2 or more; add texts"),
+    ({"adapter": 5}, TypeError, f"adapter: got 5, expected an Adapter or the directory of one; {PATH}"),
+    ({"adapter": "MODEL"}, TypeError, "adapter: got a Model, expected an Adapter"),
+    ({"adapter": ""}, ValueError, "adapter: got an empty string, expected an Adapter"),
+    ({"teacher": "ADAPTER"}, TypeError, "teacher: got an Adapter, expected a Model or the name of one"),
+    ({"workdir": ""}, ValueError, "workdir: got an empty string, expected a directory; fill it in"),
+    ({"workdir": 5}, TypeError, f"workdir: got 5, expected a directory; {PATH}"),
+    ({"workdir": "MODEL_DIR"}, ValueError, "workdir: got "),
+    ({"progress": "no"}, TypeError, "progress: got 'no', expected True or False; "),
+    ({"on_step": 5}, TypeError, "on_step: got 5, expected a function of one record; "),
+]
+
+
+@pytest.mark.parametrize(("given", "kind", "message"), WRONG_INJECT)
+def test_what_inject_refuses_before_anything_is_written(
+    model, adapter, model_dir, given, kind, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(api, "with_passages", lambda *_: pytest.fail("documents are read"))
+    before = modified(model_dir)
+    usual = {"model": model, "documents": documents(), "recipe": sp.Recipe(**SMALL), "unrelated": TEXT_LINES}
+    with pytest.raises(kind) as refused:
+        sp.inject(**usual | _given(given, model, adapter, model_dir))
+    assert str(refused.value).startswith(message) and "\n" not in str(refused.value)
+    assert modified(model_dir) == before and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("checkpoints", "workdir: .*checkpoints cannot be a directory: it is a file; choose another path"),
+        ("teacher", "workdir: .*teacher cannot be a directory: it is a file; choose another path"),
+        ("config.json", "which is not empty and holds no documents.json of ours, expected a new or empty directory"),
+        ("notes.txt", "which is not empty and holds no documents.json of ours, expected a new or empty directory"),
+    ],
+)
+def test_a_directory_with_other_things_is_no_work_directory(model, name, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "with_passages", lambda *_: pytest.fail("documents are read"))
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=message):
+        sp.inject(model, documents(), sp.Recipe(**SMALL), unrelated=TEXT_LINES, workdir=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+TOKENS = "expected a whole number from 1 to 1048576; "
+WRONG_ASK = [
+    ({"question": None}, TypeError, "question: got None, expected a question as a string; ask one question at a"),
+    ({"question": 5}, TypeError, "question: got 5, expected"),
+    ({"question": ["x"]}, TypeError, "question: got a list, expected"),
+    ({"question": "\ud800"}, ValueError, "question: got half of a character"),
+    ({"prompt": ["plain"]}, TypeError, "prompt: got a list, expected one of 'plain', "),
+    ({"prompt": ""}, ValueError, "prompt: got '', expected one of 'plain', "),
+    ({"max_new_tokens": 0}, ValueError, f"max_new_tokens: got 0, {TOKENS}"),
+    ({"max_new_tokens": -1}, ValueError, f"max_new_tokens: got -1, {TOKENS}"),
+    ({"max_new_tokens": 1.5}, TypeError, f"max_new_tokens: got 1.5, {TOKENS}"),
+    ({"max_new_tokens": math.nan}, TypeError, f"max_new_tokens: got nan, {TOKENS}"),
+    ({"max_new_tokens": True}, TypeError, f"max_new_tokens: got True, {TOKENS}"),
+]
+
+
+@pytest.mark.parametrize(("given", "kind", "message"), WRONG_ASK)
+def test_what_ask_refuses_before_anything_is_merged(adapter, given, kind, message, monkeypatch):
+    monkeypatch.setattr(api, "generate", lambda *_: pytest.fail("the model is asked"))
+    monkeypatch.setattr(api, "merge_adapters", lambda *_: pytest.fail("the adapter is merged"))
+    for asked in (adapter, adapter.merge()):
+        with pytest.raises(kind) as refused:
+            asked.ask(**{"question": QUESTION, **given})
+        assert str(refused.value).startswith(message) and "\n" not in str(refused.value)
+
+
+WRONG_EVALUATE = [
+    ({"adapter": None}, TypeError, "adapter: got None, expected an Adapter; take that of inject or load_adapter"),
+    ({"adapter": "MODEL"}, TypeError, "adapter: got a Model, expected an Adapter"),
+    ({"documents": "text"}, TypeError, f"documents: got 'text', {LIST}"),
+    ({"documents": [5]}, TypeError, "documents[0]: got 5, expected documents to be a list of Documents"),
+    ({"documents": []}, ValueError, "documents: got no documents, expected at least one"),
+    ({"batch_size": 0}, ValueError, "batch_size: got 0, expected a whole number from 1 to 65536; "),
+    ({"batch_size": -3}, ValueError, "batch_size: got -3, expected a whole number"),
+    ({"batch_size": 2.0}, TypeError, "batch_size: got 2.0, expected a whole number"),
+    ({"systems": "base_q"}, TypeError, "systems: got 'base_q', expected a list of names of systems; "),
+    ({"systems": [5]}, TypeError, "systems[0]: got 5, expected systems to be a list of names"),
+    ({"prompt": "plane"}, ValueError, "prompt: got 'plane', expected one of 'plain', "),
+    ({"reach": "no"}, TypeError, "reach: got 'no', expected True or False; "),
+]
+
+
+@pytest.mark.parametrize(("given", "kind", "message"), WRONG_EVALUATE)
+def test_what_evaluate_refuses_before_a_question_is_asked(
+    model, adapter, model_dir, given, kind, message, monkeypatch
+):
+    monkeypatch.setattr(api, "with_passages", lambda *_: pytest.fail("documents are read"))
+    with pytest.raises(kind) as refused:
+        sp.evaluate(**{"adapter": adapter, "documents": documents()} | _given(given, model, adapter, model_dir))
+    assert str(refused.value).startswith(message) and "\n" not in str(refused.value)
+
+
+def test_evaluate_takes_strings_as_inject_does(adapter):
+    found = sp.evaluate(adapter, ["A text."], systems=("injected",))
+    assert found == {"scores": {"injected": None}, "predictions": []}
+
+
+TREE = "a tree {'layers': ...} of factors; take that of inject or load_adapter"
+WRONG_ADAPTER = [
+    ({"model": None}, TypeError, "model: got None, expected a Model; load it with load_model"),
+    ({"lora": {}}, ValueError, f"lora: got a dict without layers, expected {TREE}"),
+    ({"lora": {"a": np.zeros((1, 2))}}, ValueError, f"lora: got a dict without layers, expected {TREE}"),
+    ({"lora": {"layers": {}}}, ValueError, f"lora: got a dict without layers, expected {TREE}"),
+    ({"lora": None}, TypeError, f"lora: got None, expected {TREE}"),
+    ({"scale": math.nan}, ValueError, "scale: got nan, expected a number from -1000000 to 1000000"),
+    ({"scale": math.inf}, ValueError, "scale: got inf, expected a number"),
+    ({"scale": "2"}, TypeError, "scale: got '2', expected a number"),
+    ({"recipe": {}}, TypeError, "recipe: got a dict, expected a Recipe"),
+    ({"documents": ["a"]}, TypeError, "documents: got a list, expected a dict of digests by id"),
+]
+
+
+@pytest.mark.parametrize(("given", "kind", "message"), WRONG_ADAPTER)
+def test_what_an_adapter_refuses(adapter, given, kind, message):
+    with pytest.raises(kind) as refused:
+        dataclasses.replace(adapter, **given)
+    assert str(refused.value).startswith(message) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda model, _: sp.load_adapter(None, "x"), TypeError, "model: got None, expected a Model; load it with"),
+        (lambda model, _: sp.load_adapter("path", "x"), TypeError, "model: got 'path', expected a Model"),
+        (lambda model, _: sp.load_adapter(model, None), TypeError, "directory: got None, expected the directory of"),
+        (lambda model, _: sp.MergedModel(model), TypeError, "adapter: got a Model, expected an Adapter"),
+        (lambda _, adapter: adapter.save(""), ValueError, "directory: got an empty string, expected a directory"),
+        (lambda _, adapter: adapter.merge().save(5), TypeError, f"directory: got 5, expected a directory; {PATH}"),
+        (lambda _, adapter: adapter.merge().save("x", form=["hf"]), TypeError, "form: got a list, expected 'hf' or"),
+        (lambda *_: sp.read_documents(None), TypeError, "source: got None, expected a file, a folder, a pattern"),
+        (lambda *_: sp.read_documents(""), ValueError, "source: got an empty string, expected a file, a folder"),
+        (lambda *_: sp.read_documents("examples", -1), ValueError, "limit: got -1, expected 0 (all) or a whole"),
+        (lambda *_: sp.read_documents("examples", "1"), TypeError, "limit: got '1', expected 0 (all) or a whole"),
+        (lambda *_: sp.read_documents("examples", 0, "abc"), TypeError, "ids: got 'abc', expected a list of strings"),
+    ],
+)
+def test_what_the_other_functions_refuse(model, adapter, call, kind, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(kind) as refused:
+        call(model, adapter)
+    assert str(refused.value).startswith(message) and "\n" not in str(refused.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_documents_are_read_from_anywhere(tmp_path):

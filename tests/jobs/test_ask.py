@@ -5,6 +5,7 @@ import pytest
 from selfparam_jax.data import corpora
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.distributed import files
+from selfparam_jax.evaluation.questions import check_question
 from selfparam_jax.evaluation.reach import Asker
 from selfparam_jax.jobs import ask as asking
 from selfparam_jax.jobs import inputs
@@ -38,6 +39,11 @@ def test_ask_gives_the_answer_of_every_system(config, tmp_path, monkeypatch):
         ask(tmp_path / "run", ["Who?"], "doc-9")
     with pytest.raises(ValueError, match="not a work directory"):
         ask(tmp_path, ["Who?"])
+
+
+def test_half_of_a_character_is_no_question():
+    with pytest.raises(ValueError, match="question: got half of a character"):
+        check_question("Who\udcff?")
 
 
 def test_a_question_that_cannot_be_answered_is_refused_before_any_is(config, tmp_path, monkeypatch):

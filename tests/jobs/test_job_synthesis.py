@@ -134,6 +134,20 @@ def test_auto_only_reads_the_file_that_it_is_given(config, tmp_path, says):
     assert given.read_bytes() == before and len(says) == 1
 
 
+def test_pairs_about_a_text_that_has_changed_are_named(config, tmp_path, says, caplog):
+    """Work of others, perhaps: it is not used, but not lost without a word either."""
+    given = tmp_path / "pairs.jsonl"
+    write_targets(config, given)
+    write_documents(config, [{**DOCUMENTS[0], "context": DOCUMENTS[0]["context"] + " It is red."}, DOCUMENTS[1]])
+    config.targets.generator, config.generator.file = "none", str(given)
+    run_job(config, tmp_path / "run")
+    assert "pairs.jsonl: pairs about 1 of its 2 texts are not used" in caplog.text
+    caplog.clear()
+    write_documents(config, DOCUMENTS[:1])
+    run_job(config, tmp_path / "part")
+    assert "are not used" not in caplog.text, "one of two documents is no mistake"
+
+
 def test_pairs_are_written_once_for_many_jobs(config, tmp_path, says):
     path = tmp_path / "pairs.jsonl"
     counts = write_targets(config, path)
@@ -152,6 +166,12 @@ def test_pairs_are_written_once_for_many_jobs(config, tmp_path, says):
     shown = inspect_targets(config, str(path), 3)
     assert "mill: 8 of 8 pairs kept" in shown and "2 documents, 100% of 16 pairs kept" in shown
     assert shown.count("likelihood 0.") == 6 and shown.count("    1742") + shown.count("    30 metres") == 6
+
+
+def test_a_command_that_nobody_is_to_write_for_is_refused(config, tmp_path):
+    config.targets.generator = "none"
+    with pytest.raises(ValueError, match=r"targets\.generator = 'none', so nobody would write; leave it at auto"):
+        write_targets(config, tmp_path / "pairs.jsonl")
 
 
 def test_another_file_is_refused_before_the_model_is_read(config, tmp_path):

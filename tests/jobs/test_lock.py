@@ -238,6 +238,25 @@ def test_a_directory_that_vanishes_is_named(failing, tmp_path):
     assert code == 74 and line.startswith(f"error: {tmp_path / 'run'} is gone: it was removed or moved while the job")
 
 
+def test_a_directory_that_was_removed_and_made_again_is_no_success(model_dir, tmp_path, monkeypatch, capsys):
+    """Checkpoints, logs and reports make the folders that they need."""
+    config = batch_config(model_dir, tmp_path)
+    config.systems, config.eval.general, config.train.epochs = (), "", 1
+    whole = batch.inject_documents
+
+    def inject(job, *given):
+        done = whole(job, *given)
+        shutil.rmtree(job.workdir)
+        return done
+
+    monkeypatch.setattr(batch, "inject_documents", inject)
+    with pytest.raises(SystemExit) as ended:
+        command.run(run.run_job, config, tmp_path / "run")
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert ended.value.code == 74 and line.startswith(f"error: {tmp_path / 'run'}")
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
 def out_of_memory(_):
     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nmore lines")
 

@@ -103,6 +103,36 @@ def test_a_users_file_that_cannot_be_run_is_refused_in_one_line(refused, tmp_pat
     assert said.startswith(f"error: --config={path}: ") and message in said and "correct the file" in said
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["--config=batch", "--dryrun"], "there is no flag --dryrun; did you mean --dry_run?"),
+        (["--config=batch", "--dry_run=maybe"], "got --dry_run=maybe, expected true or false"),
+        (["--config=batch", "--process_count=two"], "got --process_count=two, expected a whole number"),
+        (["--config=batch", "--process_count=-3"], "process_count"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_ends_with_2(line, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(line)
+    said = capsys.readouterr().err.strip()
+    assert ended.value.code == 2 and len(said.splitlines()) == 1 and message in said and "(" not in said
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["--config=batch", "--config.contexts="], "contexts = '', expected a name or a path"),
+        (["--config=batch", "--config.unrelated="], "unrelated = '', expected"),
+        (["--config=batch", "--config.model="], "model = '', expected"),
+        (["--config=batch", "--config.systems=bank"], "systems has 'bank' in job 'batch', expected it in"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_what_contradicts_itself_or_names_nothing_is_refused(refused, line, message, dry_run):
+    assert message in refused(*line, *["--dry_run"] * dry_run)
+
+
 # --- log lines ----------------------------------------------------------------------------------------
 
 PACKAGE = pathlib.Path(selfparam_jax.__file__).parent

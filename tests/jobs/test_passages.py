@@ -159,7 +159,7 @@ def test_the_library_cuts_long_documents_too(tiny_model, monkeypatch):
 
     def inject(model, documents, *others, **named):
         seen["injected"] = [each.id for each in documents]
-        return types.SimpleNamespace(lora={})
+        return types.SimpleNamespace(lora={"layers": {"self_attn": {}}})
 
     class Watched(Answering):
         def prepare(self, documents):

@@ -1,15 +1,17 @@
 """Every number among the settings has a range, and what lies outside is refused before anything is read."""
 
 import argparse
+import json
 import math
 
+import numpy as np
 import pytest
 from absl import flags
 from selfparam_jax.configs import base
 
 from selfparam_jax.commands import cli, command, inject, plan, run, targets
 from selfparam_jax.distributed.files import flatten
-from selfparam_jax.distributed.ranges import Range, ranges_of, shown
+from selfparam_jax.distributed.ranges import Range, kinds_of, ranges_of, shown
 from selfparam_jax.jobs.harness import HarnessConfig
 from selfparam_jax.jobs.settings import Settings, fields_of, read_settings, setting_names
 from selfparam_jax.main import main
@@ -228,3 +230,48 @@ def test_a_number_on_a_command_line_is_refused_in_one_line(line, message, tmp_pa
         cli.main(line)
     said = capsys.readouterr().err.strip().splitlines()
     assert ended.value.code in (1, 2) and message in said[-1] and not list(tmp_path.iterdir())
+
+
+# --- fields that are no numbers -----------------------------------------------------------------------------
+
+
+def sections(section=Settings):
+    """Every settings dataclass."""
+    yield section
+    for field in fields_of(section):
+        if hasattr(field.default, "__dataclass_fields__"):
+            yield from sections(type(field.default))
+
+
+TRUE_OR_FALSE = [
+    (section, name) for section in sections() for name, kind in kinds_of(section).items() if kind is bool
+]
+
+
+@pytest.mark.parametrize(("section", "name"), TRUE_OR_FALSE)
+def test_what_is_true_or_false_is_nothing_else(section, name):
+    for value in ("no", "", 0, 1, None, [True]):
+        with pytest.raises(TypeError, match=rf"^(\w+\.)?{name}: got .+, expected True or False; write it without"):
+            section(**{name: value})
+    made = getattr(section(**{name: np.False_}), name)
+    assert made is False, "as JSON has it"
+
+
+def test_all_of_these_are_found():
+    assert {name for _, name in TRUE_OR_FALSE} >= {"pack", "dated", "by_confidence", "teacher_scores", "orthogonal"}
+
+
+@pytest.mark.parametrize("name", [name for name, kind in kinds_of(Recipe).items() if kind is not bool])
+def test_settings_of_a_section_are_an_instance_of_its_class(name):
+    kind = kinds_of(Recipe)[name]
+    words = [({"epochs": 1}, "a dict"), (("a",), "a tuple"), (kind, f"the class {kind.__name__}"), (None, "None")]
+    for value, got in words:
+        with pytest.raises(TypeError, match=f"^{name}: got {got}, expected an instance of {kind.__name__}; write "):
+            Recipe(**{name: value})
+
+
+def test_numbers_and_lists_are_made_pythons_own():
+    made = Recipe(epochs=np.int64(3), learning_rate=np.float32(0.5), target_modules=["q_proj"])
+    assert type(made.train.epochs) is int and type(made.train.learning_rate) is float
+    assert json.loads(json.dumps(made.record()))["train.epochs"] == 3
+    assert made.lora.target_modules == ("q_proj",) and hash(made.lora)

@@ -1,9 +1,11 @@
 """Job `single`: every document on its own, from the untouched base."""
 
-from job_inputs import assert_same_adapter, newest_adapter
+import pytest
+from job_inputs import DOCUMENTS, assert_same_adapter, newest_adapter, write
 
 from selfparam_jax.distributed import files
 from selfparam_jax.jobs.ask import ask
+from selfparam_jax.jobs.dry_run import dry_run
 from selfparam_jax.jobs.run import run_job
 
 
@@ -32,3 +34,16 @@ def test_single_restores_the_base_between_documents(config, tmp_path):
     (steps, adapter), (wanted_steps, wanted) = newest_adapter(both / "contexts" / "001"), newest_adapter(alone)
     assert steps == wanted_steps
     assert_same_adapter(adapter, wanted)
+
+
+@pytest.mark.parametrize("job", ["single", "sequential"])
+def test_a_document_without_anything_to_learn_is_named_before_training(config, tmp_path, job):
+    """In job "batch" the others are learned; here it is an injection of its own."""
+    given = [DOCUMENTS[0], {"id": "hm", "context": "Hm, well."}]
+    config.job, config.contexts = job, str(write(tmp_path / "mixed.jsonl", given))
+    config.sequential.length = 2
+    config.targets.tails_per_context, config.generator.teacher_scores = 0, False
+    for run in (lambda: list(dry_run(config, tmp_path / "run")), lambda: run_job(config, tmp_path / "run")):
+        with pytest.raises(ValueError, match="could be made of the text of 'hm'; expected sentences"):
+            run()
+    assert not list((tmp_path / "run").rglob("checkpoints"))

@@ -353,6 +353,13 @@ def test_missing_and_malformed_files_are_named(tmp_path):
     (tmp_path / "predictions.jsonl").write_text("{}\n[1]\n")
     with pytest.raises(ValueError, match=r"predictions\.jsonl, line 2: got '\[1\]', expected one JSON object"):
         report.write_report(tmp_path)
+    _run(tmp_path)
+    lines = (tmp_path / "predictions.jsonl").read_text().splitlines(keepends=True)
+    for left in (lines[:-1], [*lines[:-1], lines[-1][:20]]):
+        (tmp_path / "predictions.jsonl").write_text("".join(left))
+        said = rf"predictions\.jsonl: got {len(lines) - 1} whole lines, expected {len(lines)}, one a question; remove"
+        with pytest.raises(ValueError, match=said):
+            report.write_report(tmp_path)
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(ValueError, match=r"results\.json: got malformed JSON"):
         report.write_report(tmp_path)

@@ -599,6 +599,30 @@ def test_undoing_the_last_by_the_command(book, tmp_path):
     assert "it is exactly the model before this injection" in done.stdout and "later" not in done.stdout
 
 
+def test_nothing_is_undone_beside_a_damaged_entry(book, tmp_path):
+    """What an undo says needs all adapters: one that is damaged is found before anything is changed."""
+    first, second, _ = (entry.id for entry in book.entries())
+    path = book.directory / first / "adapter.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    before = content(book.directory)
+    for id in (first, second):
+        done = run(tmp_path, "undo", id)
+        assert done.returncode == 1 and not done.stdout
+        assert f"{first}/adapter.safetensors cannot be read" in done.stderr
+        assert content(book.directory) == before
+
+
+def test_a_ledger_of_which_nothing_is_active_says_so(book, tmp_path):
+    book.check_active()
+    for entry in book.entries():
+        book.undo(entry.id)
+    with pytest.raises(ValueError, match=f"all injections of {book.directory.parent} are undone, so its"):
+        book.check_active()
+    empty = Ledger.open(tmp_path / "new" / "ledger", "base")
+    with pytest.raises(ValueError, match=f"{tmp_path / 'new'} has no finished injection; run the job first"):
+        empty.check_active()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import threading
 import time
 
@@ -400,6 +401,26 @@ def test_a_lone_surrogate_in_a_pairs_file_is_named(config, tmp_path):
     text = path.read_text()
     path.write_text(text.replace('"answer": "1742"', '"answer": "\\ud800"', 1))
     with pytest.raises(ValueError, match=r"pairs.jsonl, line 2: got half of a character"):
+        read_written(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("answer", 5, "got 5 as 'answer', expected text"),
+        ("answer", " ", "got ' ' as 'answer', expected text"),
+        ("question", None, "got None as 'question', expected text"),
+        ("prompt", 7, "got 7 as 'prompt', expected text"),
+        ("support", "y", "got 'y' as 'support', expected a number"),
+        ("likelihood", "high", "got 'high' as 'likelihood', expected a number"),
+    ],
+)
+def test_an_edited_line_of_another_type_is_named(config, tmp_path, name, value, words):
+    path = tmp_path / "pairs.jsonl"
+    write_pairs(CONTEXTS, Scripted(), config, path)
+    settings, first, *others = map(json.loads, path.read_text().splitlines())
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in (settings, {**first, name: value}, *others)))
+    with pytest.raises(ValueError, match=rf"pairs\.jsonl, line 2: {re.escape(words)}"):
         read_written(path)
 
 

@@ -157,6 +157,16 @@ def test_answers_sampled_during_training_change_nothing(tiny_model, whole):
     assert_same_adapter(flat_adapter(sampled.lora), flat_adapter(whole.lora))
 
 
+def test_a_stop_during_the_last_step_is_heeded_too(tiny_model, whole, tmp_path):
+    """What follows in a job, such as asking all questions, can take long."""
+    stop = Stop(after=whole.steps)
+    with pytest.raises(Interrupted, match=f"stopped and saved at step {whole.steps} of {whole.steps}; the same"):
+        inject(tiny_model, documents(), RECIPE, UNRELATED, tmp_path / "work", hooks=stop.hooks)
+    resumed = inject(tiny_model, documents(), RECIPE, UNRELATED, tmp_path / "work", hooks=stop.hooks)
+    assert resumed.resumed_from == whole.steps
+    assert_same_adapter(flat_adapter(resumed.lora), flat_adapter(whole.lora))
+
+
 def test_without_a_directory_a_stop_saves_nothing_and_says_so(tiny_model):
     with pytest.raises(Interrupted, match="stopped at step 1 of 5; nothing was saved"):
         inject(tiny_model, documents(), RECIPE, UNRELATED, hooks=Stop(after=1).hooks)

@@ -26,6 +26,9 @@ _DATES = ("date", "timestamp", "created_at", "create_time", "time", "datetime")
 _TITLES = ("title", "subject")
 _NAMES = ("id", "conversation_id", "dialogue_id", "dialog_id")
 
+# Fields of records that are no conversations.
+_OTHERS = ("context", "text", "questions", "qa_pairs")
+
 # --- records --------------------------------------------------------------------------------------------
 
 
@@ -62,10 +65,15 @@ def read_conversation(record: dict, where: str) -> Text:
     Raises:
       ValueError: a turn that cannot be read; nothing but empty turns.
     """
+    paired = {"prompt", "completion"} <= record.keys()
+    if unread := [field for field in _OTHERS if field in record and not (paired and field in ("context", "text"))]:
+        raise ValueError(
+            f"{where}: got {unread[0]!r} beside a conversation, where it would be lost; expected one of the two"
+        )
     name = next((str(record[field]) for field in _NAMES if record.get(field) not in (None, "")), "")
     title = next((record[field] for field in _TITLES if isinstance(record.get(field), str)), "")
     pairs = ()
-    if "prompt" in record and "completion" in record:
+    if paired:
         asked, said = record["prompt"], record["completion"]
         if isinstance(asked, str) and isinstance(said, str):
             if not asked.strip() or not said.strip():

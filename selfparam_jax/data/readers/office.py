@@ -4,20 +4,28 @@ import logging as logs
 import pathlib
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from absl import logging
 
 from selfparam_jax.data.readers.texts import Text, import_reader
-from selfparam_jax.data.readers.web import html_to_markdown
+from selfparam_jax.data.readers.web import html_to_markdown, markdown_rows
 
 # A word that is cut at the end of a line; "well-\nKnown" and "1990-\n1995" are not.
 _HYPHEN = re.compile(r"([^\W\d_])-\n([^\W\d_A-Z])")
 _ENDS = re.compile(r"[.!?:;。！？”\"')\]]\s*$")
+# Messages of mammoth about what it leaves out; it also tells of styles that it does not know, whose text is kept.
+_IGNORED = re.compile(
+    r"An unrecognised element was ignored: (?:\{.*\}|\w+:)?(?P<name>\S+)"
+    r"|A w:sym element with an unsupported character was ignored: char (?P<symbol>.+)"
+)
+_EQUATIONS = ("<oMath>", "<oMathPara>")
 
 
 def read_docx(path: pathlib.Path) -> list[Text]:
     """A Word document: headings, lists and tables; pictures are left out.
+
+    Equations and other parts that mammoth does not know are left out, too, and named in the log.
 
     Raises:
       ValueError: it is damaged, or the extra is not installed.
@@ -26,14 +34,21 @@ def read_docx(path: pathlib.Path) -> list[Text]:
     try:
         with path.open("rb") as file:
             no_pictures = mammoth.images.img_element(lambda image: {"src": ""})
-            html = mammoth.convert_to_html(file, convert_image=no_pictures).value
+            result = mammoth.convert_to_html(file, convert_image=no_pictures)
     except (zipfile.BadZipFile, KeyError, OSError) as error:
         raise ValueError(
             f"{path}: got {type(error).__name__}: {error}, expected a .docx file; save it again"
         ) from error
-    text, _ = html_to_markdown(html, path)
-    heading = re.search(r"(?m)^# +(\S.*)$", text)
-    return [Text(text, heading[1] if heading else "")]
+    if lost := _left_out(message.message for message in result.messages):
+        logging.warning("%s: left out, as their text cannot be read: %s", path, ", ".join(lost))
+    return [Text(*html_to_markdown(result.value, path))]
+
+
+def _left_out(messages: Iterable[str]) -> list[str]:
+    """What mammoth says that it has left out, each once; it has no setting to keep the text of these elements."""
+    found = [match for message in messages if (match := _IGNORED.match(message))]
+    names = [f"symbol {match['symbol']}" if match["symbol"] else f"<{match['name']}>" for match in found]
+    return list(dict.fromkeys("equations" if name in _EQUATIONS else name for name in names))
 
 
 def read_pptx(path: pathlib.Path) -> list[Text]:
@@ -72,12 +87,6 @@ def _shape_texts(shape) -> Iterator[str]:
         yield markdown_rows(rows)
     for inner in getattr(shape, "shapes", ()):  # a group
         yield from _shape_texts(inner)
-
-
-def markdown_rows(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as a Markdown table; the first row is its head."""
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
 def read_pdf(path: pathlib.Path) -> list[Text]:
