@@ -432,11 +432,15 @@ def _text_documents(
     if path.suffix.lower() in NAMED_BY_STEM and not whole_name:
         name = name[: -len(path.suffix)]
     single = len(texts) == 1
-    names = [text.name or (name if single else f"{name}-{number}") for number, text in enumerate(texts, start=1)]
-    for number, each in enumerate(names, start=1):
-        if each in names[: number - 1]:
-            raise ValueError(f"{path}, entry {number}: got the id {each!r} again, expected different ids; rename one")
-    return [_of_text(text, each) for text, each in zip(texts, names, strict=True)]
+    documents: dict[str, Document] = {}
+    for number, text in enumerate(texts, start=1):
+        document = _of_text(text, text.name or (name if single else f"{name}-{number}"))
+        if document.id in documents:
+            raise ValueError(
+                f"{path}, entry {number}: got the id {document.id!r} again, expected different ids; rename one"
+            )
+        documents[document.id] = document
+    return list(documents.values())
 
 
 def _refuse_unknown_kind(path: pathlib.Path) -> None:

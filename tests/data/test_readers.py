@@ -518,6 +518,7 @@ def test_sharegpt(tmp_path):
         ({"messages": "hello"}, "entry 1: 'messages': got a string, expected a list of turns"),
         ([{"conversations": 3}], "entry 1: 'conversations': got a number, expected a list of turns"),
         ([{"messages": [{"role": "user", "content": "Who?"}]}, {"text": "x"}], "entry 2: got no conversation"),
+        ([{"id": "a", "messages": [{"role": "user", "content": "Who?"}]}] * 2, "entry 2: got the id 'a' again"),
     ],
 )
 def test_json_that_is_nearly_conversations_is_named_as_such(tmp_path, content, words):
