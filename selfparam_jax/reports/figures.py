@@ -8,7 +8,7 @@ import numpy as np
 
 from selfparam_jax.evaluation.systems import ROLES
 from selfparam_jax.reports.results import Results, System, drift_words, losses, running_median
-from selfparam_jax.reports.style import COLOURS, FAINT, INK, empty_figure, titled_figure
+from selfparam_jax.reports.style import COLOURS, FAINT, INK, empty_figure, share_axis, titled_figure
 from selfparam_jax.reports.tables import shorten
 
 if TYPE_CHECKING:
@@ -122,11 +122,7 @@ def _draw_bars(axes, results: Results, rows: list[dict]) -> None:
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
     axes.set_ylim(len(rows) - 0.45, -0.55)
-    axes.set_xlim(0, 1.02)
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"], fontsize=8.5)
-    axes.spines["left"].set_visible(False)
-    axes.grid(axis="x", color="#E5E7EB", lw=0.7)
-    axes.set_axisbelow(True)
+    share_axis(axes, 1.02)
     axes.set_title("F1 of each document", loc="left", color=FAINT)
 
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from selfparam_jax.reports.style import COLOURS, titled_figure
+from selfparam_jax.reports.style import COLOURS, GRID, share_axis, titled_figure
 from selfparam_jax.reports.tables import NOT_MEASURED, markdown_cell, markdown_table, number_cell
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def draw_reach(reach: dict) -> "Figure":
     axes = figure.subplots()
     for place, column in enumerate(columns):
         known = [found[name][column["name"]] for name in _SYSTEMS if _is_known(found, name, column)]
-        axes.plot([min(known, default=0), max(known, default=0)], [place, place], color="#E5E7EB", lw=3, zorder=1)
+        axes.plot([min(known, default=0), max(known, default=0)], [place, place], color=GRID, lw=3, zorder=1)
     for number, (name, label) in enumerate(_SYSTEMS.items()):
         points = [(found[name][c["name"]], n) for n, c in enumerate(columns) if _is_known(found, name, c)]
         colour = COLOURS[("lower bound", "upper bound", "candidate")[number]][0]
@@ -59,11 +59,7 @@ def draw_reach(reach: dict) -> "Figure":
     axes.set_yticks(range(len(columns)), labels, fontsize=8.5)
     axes.tick_params(axis="y", length=0, pad=9)
     axes.set_ylim(len(columns) - 0.5, -0.5)
-    axes.set_xlim(0, 1)
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"], fontsize=8.5)
-    axes.spines["left"].set_visible(False)
-    axes.grid(axis="x", color="#E5E7EB", lw=0.7)
-    axes.set_axisbelow(True)
+    share_axis(axes)
     figure.legend(loc="outside lower center", ncols=len(_SYSTEMS), fontsize=9)
     return figure
 

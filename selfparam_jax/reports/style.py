@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # A line of every report that was written without its pictures.
 NO_PICTURES = "Pictures are left out because matplotlib is missing: `pip install 'selfparam-jax[report]'`."
 
-INK, FAINT = "#22272E", "#6B7280"
+INK, FAINT, GRID = "#22272E", "#6B7280", "#E5E7EB"
 # Okabe-Ito colours, and three more where a role has many systems, which take them in turn.
 COLOURS = {
     "lower bound": ("#AEB4BC", "#6B7280"),
@@ -73,6 +73,15 @@ def titled_figure(title: str, subtitle: str, height: float) -> "Figure":
     figure.text(0.02, 1 - 0.13 / height, title, fontsize=13.5, fontweight="bold", va="top")
     figure.text(0.02, 1 - 0.44 / height, subtitle, fontsize=9.5, color=FAINT, va="top")
     return figure
+
+
+def share_axis(axes, end: float = 1.0) -> None:
+    """A horizontal axis from 0 to 1 that ends at `end`, with faint lines and nothing at its left."""
+    axes.set_xlim(0, end)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"], fontsize=8.5)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x", color=GRID, lw=0.7)
+    axes.set_axisbelow(True)
 
 
 def empty_figure(title: str, subtitle: str) -> "Figure":
