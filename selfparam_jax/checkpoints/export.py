@@ -151,12 +151,12 @@ def _is_written(directory: Path, record_name: str, record: dict) -> bool:
             f"{directory} holds another export ({found}), expected a new directory or the same export. "
             "Give another directory, or delete this one."
         )
-    found = _digests(directory)
-    if changed := [name for name in digests if found.get(name) != digests[name]]:
-        raise ValueError(
-            f"{directory / changed[0]} is missing or not as it was written; delete {directory}, and give the command "
-            "again"
-        )
+    for name, expected in digests.items():
+        if not (directory / name).is_file() or digest(directory / name) != expected:
+            raise ValueError(
+                f"{directory / name} is missing or not as it was written; delete {directory}, and give the command "
+                "again"
+            )
     return True
 
 

@@ -191,7 +191,7 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         raise ValueError(_of_config(argv, said)) from error
 
 
-# What absl says of a value that Python cannot convert, and what was expected.
+# Part of absl's message for a bad value, and what the flag takes.
 _CONVERSIONS = {"Non-boolean argument": "true or false", "invalid literal for int()": "a whole number"}
 
 

@@ -48,8 +48,6 @@ def _run(arguments: list[str]) -> None:
     paths = command.parse_command(values, arguments, __doc__)[1:]
     if not paths:
         raise ValueError("got no documents, expected files or folders, as in: selfparam inject notes.txt --out=out")
-    if not all(paths):
-        raise ValueError("got an empty path, expected a file, a folder or a pattern")
     if broken := next((path for path in paths if "\n" in path), ""):
         raise ValueError(f"{broken!r}: got a path with a line break, expected one without; rename the file")
     command.refuse_twice(arguments, "documents", "contexts")

@@ -26,7 +26,7 @@ from selfparam_jax.distributed.files import flatten
 from selfparam_jax.distributed.ranges import Range
 from selfparam_jax.jobs import ledger_model
 from selfparam_jax.models.lora import compose_lora, delta_norms
-from selfparam_jax.sequential.ledger import Ledger, write_composed
+from selfparam_jax.sequential.ledger import Entry, Ledger, write_composed
 
 MAX_RANK = Range(1, 2**20, also={0: "no limit"})
 
@@ -76,11 +76,16 @@ def show_entry(ledger: Ledger, id: str) -> None:
     print_values(norms)
 
 
+def _norm_of(ledger: Ledger, entries: Sequence[Entry]) -> float:
+    """Norm of what some entries add to the base together."""
+    return overall(delta_norms(compose_lora(ledger.adapters([each.id for each in entries])), 1.0))
+
+
 def undo(ledger: Ledger, id: str, measure: bool) -> None:
     """Takes an entry out of the model and says what follows; `measure` also says what that does, asked before."""
     before = ledger.active()
     found = ledger_model.measure_undo(ledger, id) if measure else None
-    ledger.adapters([each.id for each in before])  # a damaged one is found before anything is changed
+    norms = [_norm_of(ledger, before)]  # reads all adapters: a damaged one is found before anything is changed
     entry = ledger.undo(id)
     after = ledger.active()
     print(f"undone: {entry.id} ({entry.name}); its files stay")
@@ -90,10 +95,7 @@ def undo(ledger: Ledger, id: str, measure: bool) -> None:
     else:
         later = sum(each.number > entry.number for each in after)
         print(f"{later} later injections stay; they were trained with it in the model")
-    norms = [
-        overall(delta_norms(compose_lora(ledger.adapters([each.id for each in entries])), 1.0))
-        for entries in (before, after)
-    ]
+    norms.append(_norm_of(ledger, after))
     print(f"norm of what was added to W0: {norms[0]:.4g} before, {norms[1]:.4g} now")
     if merged := ledger_model.exported_before(ledger):
         print(f"{merged} is still the model before; `export --out=DIR` writes this one")

@@ -34,6 +34,7 @@ from selfparam_jax.jobs.evaluation import INJECTED
 from selfparam_jax.jobs.inputs import Job, example_file
 from selfparam_jax.jobs.progress import open_hooks
 from selfparam_jax.jobs.results import complete, tokens_per_second
+from selfparam_jax.jobs.workdir import refuse_remade
 from selfparam_jax.reports.recommend import variant_name, write_scores
 from selfparam_jax.training.finetune import fine_tune
 from selfparam_jax.training.inject import Injection
@@ -103,6 +104,7 @@ def run_recommend(job: Job, began: float) -> dict:
         },
     }
     results["timing"]["total_s"] = time.perf_counter() - began  # the intervals included
+    refuse_remade(job.workdir)
     return complete(job.workdir, results)
 
 
