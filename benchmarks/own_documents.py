@@ -64,10 +64,10 @@ def _value(text: str) -> object:
 def _written(directory: pathlib.Path) -> dict:
     lines = files.read_lines(directory / "run" / "pairs.jsonl")
     units = [line for line in lines if "kinds" in line]
+    ruled = all("sentences" in unit for unit in units)  # other writers do not know what they left out
     return {
         "pairs": sum("question" in line for line in lines),
-        "sentences": sum(unit["sentences"] for unit in units),
-        "covered": sum(unit["covered"] for unit in units),
+        **({name: sum(unit[name] for unit in units) for name in ("sentences", "covered")} if ruled else {}),
         "write_s": sum(unit["seconds"] for unit in units),
     }
 
@@ -94,7 +94,7 @@ def table(rows: list[dict]) -> str:
         cells = [
             ", ".join(row["documents"]),
             f"{row['pairs']:.0f}",
-            f"{row['covered']:.0f} of {row['sentences']:.0f}",
+            f"{row['covered']:.0f} of {row['sentences']:.0f}" if "covered" in row else "",
             *(f"{row[name]:.3f}" for name in ("base_q f1", "base_cq f1", "injected f1")),
             f"{row['injected f1'] / row['base_cq f1']:.2f}" if row["base_cq f1"] else "",
             *(f"{row[f'injected {form}']:.3f} ({row[f'base_cq {form}']:.3f})" for form in FORMS),

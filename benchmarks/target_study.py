@@ -8,6 +8,10 @@ groups; every cell of the study is one whole batch job on one group, in a direct
 finished cell is not run again (`--finished` only reports them). Cells of a part see about the same number of training
 sentences (`--exposures` per context), so what differs is which; pairs that a cell's own setting leaves out are not
 made up for. `--grid=full` is meant for a GPU: larger groups, more of them, more values.
+
+Two further parts are run when they are named, `--parts=texts,distractors`. "texts": what each optional kind of
+prompts (a summary, a dialogue, ...) adds to written questions; a cell has as many epochs as it takes to read about as
+many words, so that all have about the same number of steps. "distractors": other documents in the teacher's prompt.
 """
 
 import dataclasses
@@ -23,15 +27,19 @@ from absl import app, flags, logging
 from selfparam_jax.configs import base
 
 from selfparam_jax.commands import command
-from selfparam_jax.data.documents import read_document_files
+from selfparam_jax.data.documents import Document, read_document_files
 from selfparam_jax.distributed import files
 from selfparam_jax.evaluation.likelihood import question_log_likelihoods
 from selfparam_jax.evaluation.metrics import bootstrap_interval
 from selfparam_jax.jobs.ask import read_adapter
 from selfparam_jax.jobs.inputs import Job, prepare
 from selfparam_jax.jobs.run import run_job
+from selfparam_jax.jobs.settings import read_settings
+from selfparam_jax.jobs.targets import write_targets
 from selfparam_jax.targets.config import GeneratorConfig
 from selfparam_jax.targets.filter_pairs import filter_pairs
+from selfparam_jax.targets.question_prompts import load_prompts
+from selfparam_jax.targets.write_pairs import read_written, with_written_pairs
 from selfparam_jax.training.inject import teacher_reader
 
 CONTEXTS = flags.DEFINE_string("contexts", None, "JSONL file of contexts with qa_pairs and questions.")
@@ -44,11 +52,13 @@ SIZE = flags.DEFINE_integer("size", 0, "Contexts per group; 0: 2, or 10 in the f
 EXPOSURES = flags.DEFINE_integer("exposures", 160, "Training pairs seen per context, epochs counted.")
 FINISHED = flags.DEFINE_bool("finished", False, "Run nothing: report the cells that are finished.")
 MODEL = flags.DEFINE_string("model", "", "Another model than the embedded one.")
+WRITER = flags.DEFINE_string("writer", "", "Another model that writes, for the part texts (generator.model).")
 PROMPT = flags.DEFINE_string("prompt", "", "Another prompt format than the default.")
 DTYPE = flags.DEFINE_string("dtype", "float32", "dtype of weights and activations.")
 
 ROW_LENGTH = 192  # a written answer may be two long sentences
 UNRELATED = 60  # texts in all epochs together
+REPLY_TOKENS = 320  # six pairs, or a text
 COPIED = ("answers/base_q.jsonl", "answers/base_cq.jsonl", "teacher_answers.jsonl")
 # What a part's other settings are compared with, question by question.
 REFERENCE = {
@@ -56,7 +66,11 @@ REFERENCE = {
     "kinds": "pairs, unrelated x 1",
     "answers": "as written; KL + 0.5 CE",
     "generator": "tails alone",
+    "texts": "questions",
+    "distractors": "the document alone",
 }
+OF_DOCUMENTS = ("generator", "texts")  # parts that write about --documents
+PAIR_WORDS = 12  # of a short question and its answer: what an exposure is, in words
 SHORT = {"targets.agreement": "rewrite"}  # the pairs of --contexts with the teacher's own, short answers
 
 
@@ -114,7 +128,19 @@ def settings_of(part: str, grid: str) -> list[tuple[str, dict, int]]:
             for label, changes in answers.items()
             for objective, weights in (("KL", kl), ("KL + 0.5 CE", both))
         ]
+    if part == "distractors":
+        counts = [0, 1, 3, 7] if full else [0, 1]
+        labels = {0: "the document alone", 1: "1 distractor"}
+        return [(labels.get(n, f"{n} distractors"), {**SHORT, "targets.distractors": n}, 0) for n in counts]
     written = {"targets.generator": "local"}
+    if part == "texts":
+        asked = {**written, "generator.form": "chat", "generator.reply_tokens": REPLY_TOKENS}
+        plain, further = kinds_of_prompts()
+        return [
+            ("questions", {**asked, "generator.kinds": plain}, 0),
+            *((f"questions and {name}", {**asked, "generator.kinds": (*plain, name)}, 0) for name in further),
+            ("questions and all of these", {**asked, "generator.kinds": (*plain, *further)}, 0),
+        ]
     return [
         ("tails alone", tails, 0),
         ("written pairs", written, 0),
@@ -127,10 +153,16 @@ def settings_of(part: str, grid: str) -> list[tuple[str, dict, int]]:
     ]
 
 
+def kinds_of_prompts() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The kinds of prompts in a chat that are asked for by default, and the optional ones."""
+    kinds = [kind for kind in load_prompts().values() if kind.form == "chat"]
+    return tuple(k.name for k in kinds if not k.optional), tuple(k.name for k in kinds if k.optional)
+
+
 def all_cells(parts, grid: str, groups: int) -> list[Cell]:
     """The cells of some parts, one group after the other, so that an unfinished study is balanced."""
     return [
-        Cell(part, label, group, "documents" if part == "generator" else "contexts", changes, pairs)
+        Cell(part, label, group, "documents" if part in OF_DOCUMENTS else "contexts", changes, pairs)
         for group in range(groups)
         for part in parts
         for label, changes, pairs in settings_of(part, grid)
@@ -150,7 +182,7 @@ def config_of(cell: Cell, path: str, contexts, exposures: int):
     """The batch job of a cell."""
     config = base.get_config()
     base.set_reading_recipe(config)
-    epochs = epochs_of(cell, contexts, exposures)
+    set_epochs(config, epochs_of(cell, contexts, exposures))
     config.update_from_flattened_dict(
         {
             "contexts": path,
@@ -160,9 +192,6 @@ def config_of(cell: Cell, path: str, contexts, exposures: int):
             "targets.qa_per_context": cell.pairs,
             "targets.long_pairs": "skip",
             "train.seq_len": ROW_LENGTH,
-            "train.epochs": epochs,
-            # As many unrelated texts in all, however the epochs are cut.
-            "targets.unrelated_per_epoch": max(1, round(UNRELATED / epochs)),
             "model": MODEL.value or config.model,
             "prompt": PROMPT.value or config.prompt,
             "dtype": DTYPE.value,
@@ -170,6 +199,24 @@ def config_of(cell: Cell, path: str, contexts, exposures: int):
         }
     )
     return config
+
+
+def written_documents(config, contexts) -> list[Document]:
+    """The contexts with what is written about them, into the file that the configuration names."""
+    write_targets(config, config.generator.file)
+    return with_written_pairs(contexts, read_written(config.generator.file), read_settings(config).recipe.generator)
+
+
+def epochs_for_words(contexts, exposures: int) -> int:
+    """Passes over pairs of any length in which a context's words are as many as those of `exposures` short pairs."""
+    words = [sum(len(f"{p.question} {p.answer}".split()) for p in context.qa_pairs) for context in contexts]
+    return max(1, round(exposures * PAIR_WORDS / max(np.mean(words), 1)))
+
+
+def set_epochs(config, epochs: int) -> None:
+    """Sets the passes, with as many unrelated texts in all however the epochs are cut."""
+    config.train.epochs = epochs
+    config.targets.unrelated_per_epoch = max(1, round(UNRELATED / epochs))
 
 
 def run_cell(cell: Cell, path: str, contexts, out: pathlib.Path) -> dict:
@@ -182,6 +229,9 @@ def run_cell(cell: Cell, path: str, contexts, out: pathlib.Path) -> dict:
         if config.targets.generator != "none":
             config.generator.file = str(shared / "pairs.jsonl")
         logging.info("cell %s", cell.name)
+        if cell.part == "texts":  # what other kinds write is another file
+            config.generator.update(file=str(shared / f"{cell.name}.jsonl"), model=WRITER.value)
+            set_epochs(config, epochs_for_words(written_documents(config, contexts), EXPOSURES.value))
         job = prepare(config, directory)
         for name in COPIED:
             if (shared / name).exists() and not (directory / name).exists():
@@ -373,9 +423,8 @@ def main(argv: list[str]) -> None:
     """Runs the study."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    unknown = set(PARTS.value) - {"number", "kinds", "answers", "generator"}
-    if unknown:
-        raise app.UsageError(f"--parts has {', '.join(sorted(unknown))}, expected number, kinds, answers, generator")
+    if unknown := set(PARTS.value) - set(REFERENCE):
+        raise app.UsageError(f"--parts has {', '.join(sorted(unknown))}, expected some of {', '.join(REFERENCE)}")
     command.run(study)
 
 

@@ -18,7 +18,17 @@ from selfparam_jax.checkpoints.companions import write_companions
 from selfparam_jax.checkpoints.fused import fuse, fuse_sizes
 from selfparam_jax.checkpoints.load import load_model
 from selfparam_jax.checkpoints.model import Model
-from selfparam_jax.distributed.files import differences, digest, flatten, read_json, replacing, write_json
+from selfparam_jax.distributed.files import (
+    DISK_ERRORS,
+    StorageError,
+    differences,
+    digest,
+    disk_error,
+    flatten,
+    read_json,
+    replacing,
+    write_json,
+)
 from selfparam_jax.distributed.mesh import fetch, make_mesh
 from selfparam_jax.distributed.processes import is_main_process, written_by_main_process
 from selfparam_jax.models.decoder import Int8Kernel, ModelConfig
@@ -109,6 +119,7 @@ def new_directory(
 
     Raises:
       ValueError: the directory holds something else; names the differences.
+      StorageError: its disk is full or broken.
     """
     directory, record = Path(directory), json.loads(json.dumps(record))
     if _is_written(directory, record_name, record):
@@ -124,6 +135,13 @@ def new_directory(
             written = {FOUND: found} if found else {}
             write_json(temporary / record_name, record | written | {FILES: _digests(temporary)})
             temporary.rename(target)
+        except Exception as error:
+            if disk := disk_error(error):
+                raise StorageError(
+                    f"{directory}: {DISK_ERRORS[disk[0]]}; nothing of it was left there: give the command again when "
+                    "that is mended, or choose another directory"
+                ) from error
+            raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -151,13 +169,26 @@ def _is_written(directory: Path, record_name: str, record: dict) -> bool:
             f"{directory} holds another export ({found}), expected a new directory or the same export. "
             "Give another directory, or delete this one."
         )
+    _check_files(directory, digests, f"delete {directory}, and give the command again")
+    return True
+
+
+def _check_files(directory: Path, digests: dict[str, str], advice: str) -> None:
     for name, expected in digests.items():
         if not (directory / name).is_file() or digest(directory / name) != expected:
-            raise ValueError(
-                f"{directory / name} is missing or not as it was written; delete {directory}, and give the command "
-                "again"
-            )
-    return True
+            raise ValueError(f"{directory / name} is missing or not as it was written; {advice}")
+
+
+def check_saved(directory: Path, advice: str) -> None:
+    """Raises ValueError for a model that `save_model` wrote if one of its files is damaged; says which.
+
+    Args:
+      directory: of the model; nothing is checked if it is not there.
+      advice: what to do.
+    """
+    if directory.exists():
+        record = read_json(directory / RECORD, advice=advice)
+        _check_files(directory, record.get(FILES, {}), advice)
 
 
 def _digests(directory: Path) -> dict[str, str]:

@@ -255,6 +255,14 @@ def _pre_tokenizer(tokenizer: Any, made: dict) -> str:
     return ""
 
 
+class _Written(np.ndarray):
+    """An array that is written by the file, whose error of a full disk NumPy's own writing hides."""
+
+    def tofile(self, file, *_):
+        """Writes the bytes."""
+        file.write(np.ascontiguousarray(self).view(np.ndarray).data.cast("B"))
+
+
 def _write(path: Path, values: list, params: dict, model: Model, quantization: str) -> None:
     """The file; the other processes only help to fetch the tensors."""
     import gguf
@@ -288,7 +296,7 @@ def _write(path: Path, values: list, params: dict, model: Model, quantization: s
     for name, array in tensors:
         if array.shape != shapes[name]:
             raise ValueError(f"tensor {name!r} has shape {array.shape}, expected {shapes[name]}; report this")
-        writer.write_tensor_data(gguf.quants.quantize(array, type_of(array.shape)))
+        writer.write_tensor_data(gguf.quants.quantize(array, type_of(array.shape)).view(_Written))
     writer.close()
 
 

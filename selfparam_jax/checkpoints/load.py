@@ -129,12 +129,14 @@ class ModelOutline:
       config: the architecture.
       tokenizer: a transformers fast tokenizer.
       end_ids: ids that end a text, as `Model` has them.
+      fingerprint: "", as it is that of weights.
     """
 
     name: str
     config: ModelConfig
     tokenizer: Any
     end_ids: tuple[int, ...]
+    fingerprint: str = ""
 
 
 def load_outline(source: str | os.PathLike, cache_dir: str | os.PathLike | None = None) -> ModelOutline:
@@ -164,8 +166,7 @@ def load_outline(source: str | os.PathLike, cache_dir: str | os.PathLike | None 
         path = _download_from_hub(source, cache_dir, weights=False)
     else:
         raise ValueError(_unknown(source))
-    hf_config = read_hf_config(path / "config.json")
-    config = model_config_from_hf(hf_config)
+    hf_config, config = read_config(path / "config.json")
     end_ids = _end_ids(config, hf_config.eos_token_id, _generation_config(path).get("eos_token_id"))
     return ModelOutline(name, config, read_tokenizer(path), end_ids)
 
@@ -229,8 +230,7 @@ def _load_gguf(path: Path, name: str, into: _Settings) -> Model:
 
 
 def _load_directory(directory: Path, name: str, into: _Settings) -> Model:
-    hf_config = read_hf_config(directory / "config.json")
-    config = model_config_from_hf(hf_config)
+    hf_config, config = read_config(directory / "config.json")
     tokenizer, weights = read_tokenizer(directory), open_directory(directory)
     if config.tie_word_embeddings and has_own_head(weights):
         # transformers 5 trusts the file too. It is a model that was trained with a head of its own.
@@ -307,7 +307,26 @@ def read_architecture(path: str | os.PathLike) -> ModelConfig:
     Raises:
       ValueError: it is missing, not a model's, or not supported.
     """
-    return model_config_from_hf(read_hf_config(Path(path)))
+    return read_config(Path(path))[1]
+
+
+def read_config(path: Path) -> tuple[Any, ModelConfig]:
+    """The transformers config in a config.json, and the architecture that it describes.
+
+    Raises:
+      ValueError: it is missing, not a model's, or not supported; names the file.
+    """
+    hf_config = read_hf_config(path)
+    try:
+        return hf_config, model_config_from_hf(hf_config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except (TypeError, KeyError, AttributeError, OverflowError) as error:  # of a setting of another shape
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"{path}: has a setting that cannot be read ({reason}). Correct the model's settings, or get the file "
+            "again."
+        ) from error
 
 
 def read_hf_config(path: Path) -> Any:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from selfparam_jax.checkpoints.load import model_directory, read_hf_config
+from selfparam_jax.checkpoints.load import model_directory, read_config
 from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.checkpoints.tensors import Index, Source, load_with_fingerprint
 from selfparam_jax.checkpoints.tokenizers import read_tokenizer
@@ -25,7 +25,6 @@ from selfparam_jax.checkpoints.weight_files import FLOATS, SafetensorsSource
 from selfparam_jax.distributed.mesh import make_mesh
 from selfparam_jax.models.architecture import PROJECTIONS, ModelConfig
 from selfparam_jax.models.parameters import parameter_table, parameter_tree
-from selfparam_jax.models.registry import model_config_from_hf
 from selfparam_jax.models.shardings import parameter_shardings
 
 INITIALIZED = "initialized"  # 1 once the pool has been filled in training
@@ -123,8 +122,7 @@ def load_memoryllm(source: str | os.PathLike, dtype: Any = "float32", mesh: Mesh
         shape or not finite.
     """
     directory, dtype = model_directory(source), jnp.dtype(dtype)
-    hf_config = read_hf_config(directory / "config.json")
-    config = model_config_from_hf(hf_config)
+    hf_config, config = read_config(directory / "config.json")
     fields = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     blocks, block, adapters = _memory_fields(directory, fields)
     weights = SafetensorsSource(directory, (*FLOATS, "U8"))

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from selfparam_jax.checkpoints.export import Finish, digest_arrays, new_directory
 from selfparam_jax.checkpoints.fused import fuse_factors, split_factors
+from selfparam_jax.checkpoints.load import ModelOutline
 from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.distributed.files import read_json, write_json
 from selfparam_jax.distributed.mesh import fetch
@@ -118,12 +119,12 @@ def save_adapter(
     return Path(directory)
 
 
-def load_adapter(directory: str | os.PathLike, model: Model) -> tuple[dict, float, dict]:
+def load_adapter(directory: str | os.PathLike, model: Model | ModelOutline) -> tuple[dict, float, dict]:
     """Reads an adapter in PEFT's layout, ours or one that PEFT wrote.
 
     Args:
       directory: with adapter_config.json and adapter_model.safetensors.
-      model: the base that it belongs to.
+      model: the base that it belongs to; of an outline, whose weights are not known, the shapes are compared alone.
 
     Returns:
       (lora, scale, record): the tree that `save_adapter` takes, as float32 NumPy arrays; the factor of `a @ b`; and
@@ -137,7 +138,7 @@ def load_adapter(directory: str | os.PathLike, model: Model) -> tuple[dict, floa
     config, record = _read(directory / CONFIG), {}
     if (directory / RECORD).exists():
         record = _read(directory / RECORD)
-        if record.get("base_fingerprint") != model.fingerprint:
+        if model.fingerprint and record.get("base_fingerprint") != model.fingerprint:
             raise ValueError(
                 f"{directory} belongs to a base with fingerprint {str(record.get('base_fingerprint'))[:12]}, but "
                 f"{model.name!r} has {model.fingerprint[:12]}. Load the base it was trained on: "
@@ -197,7 +198,7 @@ def load_adapter(directory: str | os.PathLike, model: Model) -> tuple[dict, floa
     return {"layers": layers}, recorded, record
 
 
-def _check_digest(directory: Path, layers: dict, record: dict, model: Model) -> None:
+def _check_digest(directory: Path, layers: dict, record: dict, model: Model | ModelOutline) -> None:
     """Raises ValueError if the factors are not those that were written with the record."""
     if "adapter_digest" not in record or model.config.fused_projections:  # these are put together again as they load
         return
@@ -237,12 +238,12 @@ def _tensor_name(layer: int, name: str, factor: str) -> str:
     return f"base_model.model.{_module(layer, name)}.lora_{letter}.weight"
 
 
-def _kernels(model: Model) -> dict[str, tuple[int, ...]]:
+def _kernels(model: Model | ModelOutline) -> dict[str, tuple[int, ...]]:
     """[L, D, F] of every projection."""
     return {entry.path[-2]: entry.shape for entry in parameter_table(model.config) if entry.is_kernel}
 
 
-def _file_kernels(model: Model) -> dict[str, tuple[int, ...]]:
+def _file_kernels(model: Model | ModelOutline) -> dict[str, tuple[int, ...]]:
     """The same of the modules that the base has in transformers: several projections may be one of them."""
     kernels = _kernels(model)
     if not model.config.fused_projections:

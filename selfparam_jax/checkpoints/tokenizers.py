@@ -62,10 +62,21 @@ def read_tokenizer(directory: Path) -> Any:
                     "tokenizer.json."
                 )
     try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise many kinds, some of them bare Exception
         reason = _empty_name(directory) or f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{directory}: the tokenizer cannot be read: {reason}") from error
+    _check_vocabulary(tokenizer, f"{directory}: the tokenizer")
+    return tokenizer
+
+
+def _check_vocabulary(tokenizer: Any, what: str) -> None:
+    """Raises ValueError for a tokenizer without a token that text could become; `what` names it."""
+    if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
+        raise ValueError(
+            f"{what} has no tokens but special ones, so every text is empty to it; expected a vocabulary. Get the "
+            "model's tokenizer files again."
+        )
 
 
 def _empty_name(directory: Path) -> str:
@@ -125,13 +136,15 @@ def gguf_tokenizer(reader: Any) -> Any:
         tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokens.index(bos))]
         )
-    return PreTrainedTokenizerFast(
+    made = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=metadata(reader, "tokenizer.chat_template", None),
         model_max_length=metadata(reader, f"{family_of_file(reader).gguf_architecture}.context_length"),
         clean_up_tokenization_spaces=False,
         **special,
     )
+    _check_vocabulary(made, "tokenizer.ggml.tokens")
+    return made
 
 
 def _pieces(reader: Any, tokens: list[str]) -> Any:

@@ -6,6 +6,8 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
+from selfparam_jax.commands.output import end_unprinted, flush_output
+
 # Verb -> what it does, in a few words; each is a module of this folder with a `main`.
 VERBS = {
     "inject": "write your documents into a model",
@@ -38,6 +40,15 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a verb; ends the process with 2 for one that does not exist."""
+    try:
+        _run_verb(argv)
+    except OSError as error:  # of printing: a command tells all others itself
+        end_unprinted(error)
+    finally:
+        flush_output()
+
+
+def _run_verb(argv: Sequence[str] | None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(usage())

@@ -14,6 +14,7 @@ from typing import NoReturn
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from selfparam_jax.commands.output import STORAGE, flush_output
 from selfparam_jax.data.resources import resource
 from selfparam_jax.distributed.files import DISK_ERRORS, StorageError
 from selfparam_jax.distributed.processes import end
@@ -21,7 +22,6 @@ from selfparam_jax.distributed.ranges import Range, shown
 from selfparam_jax.jobs.settings import check_names, check_text
 
 USAGE = 2  # exit code for a command line that cannot be read, as argparse has it
-STORAGE = 74  # exit code for a disk that does not keep what is written (EX_IOERR of sysexits.h)
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
@@ -39,22 +39,39 @@ def _in_one_line(record: standard_logging.LogRecord) -> bool:
     return True
 
 
+AGAIN_S = 0.05  # until a stop that was lost is asked for again
+
+
 @contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """Within it SIGTERM ends a command as Ctrl-C does, with a line; training saves first (`deferred_stop`)."""
+    """Within it SIGTERM ends a command as Ctrl-C does, with a line; training saves first (`deferred_stop`).
+
+    Python hands an exception that arises within a callback of its garbage collector, as JAX has one, or a finaliser
+    to `sys.unraisablehook` and goes on: a stop that came there is asked for again.
+    """
 
     def interrupt(*_) -> NoReturn:
         raise KeyboardInterrupt("stopped by SIGTERM")
 
+    def lost(unraisable) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            hook(unraisable)
+            return
+        number = signal.SIGTERM if str(unraisable.exc_value or "") else signal.SIGINT
+        threading.Timer(AGAIN_S, os.kill, (os.getpid(), number)).start()
+
+    hook = sys.unraisablehook
     heard = (
         threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     )
     if heard:
         signal.signal(signal.SIGTERM, interrupt)
+        sys.unraisablehook = lost
     try:
         yield
     finally:
         if heard:
+            sys.unraisablehook = hook
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -74,7 +91,9 @@ def run(function: Callable, *args):
             handler.addFilter(each)
     try:
         with _sigterm_interrupts():
-            return function(*args)
+            result = function(*args)
+        flush_output()
+        return result
     except KeyboardInterrupt as stop:
         print(str(stop) or "stopped", file=sys.stderr)
         end(130)
@@ -282,6 +301,10 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         self._given = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
+
+    def print_help(self, file=None) -> None:
+        """Prints the help; argparse's own hides the error of a full disk."""
+        print(self.format_help(), end="", file=file)
 
     def error(self, message: str) -> NoReturn:
         """Ends the process with 2; a flag that does not exist is the likely reason for whatever is missing."""

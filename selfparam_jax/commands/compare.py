@@ -22,7 +22,7 @@ from selfparam_jax.distributed import backend
 from selfparam_jax.jobs.bars import open_bar
 from selfparam_jax.jobs.candidates import load_model_set
 from selfparam_jax.jobs.inputs import example_texts
-from selfparam_jax.reports.comparison import summary_table, write_comparison
+from selfparam_jax.reports.comparison import check_folder, summary_table, write_comparison
 
 
 def compare_sources(
@@ -65,8 +65,7 @@ def _with_questions(path: str) -> list[Document]:
 
 def _run(arguments: argparse.Namespace) -> None:
     out = pathlib.Path(arguments.out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out={out} is a file, expected a directory; choose another")
+    check_folder(out)
     backend.prepare(cache_directory() / "compiled")
     record = compare_sources(
         arguments.models, arguments.base, arguments.probe, arguments.questions, arguments.unfinished

@@ -15,7 +15,16 @@ Example: selfparam eval runs/batch --tasks=hellaswag,gsm8k --limit=100 --out=eva
 import argparse
 
 from selfparam_jax.commands import command
-from selfparam_jax.jobs.harness import BATCH, FEWSHOT, LIMIT, HarnessConfig, evaluate_tasks, score_rows, write_scores
+from selfparam_jax.jobs.harness import (
+    BATCH,
+    FEWSHOT,
+    LIMIT,
+    HarnessConfig,
+    check_scores_file,
+    evaluate_tasks,
+    score_rows,
+    write_scores,
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -54,6 +63,8 @@ def _eval(arguments: argparse.Namespace) -> None:
         arguments.batch_size,
         arguments.dtype,
     )
+    if arguments.out:
+        check_scores_file(arguments.out)
     record = evaluate_tasks(arguments.source, config, arguments.base, arguments.unfinished)
     if arguments.out:
         write_scores(record, arguments.out)

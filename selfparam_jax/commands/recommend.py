@@ -57,6 +57,8 @@ def _score(arguments: argparse.Namespace) -> None:
     if arguments.strict and not arguments.items:
         raise ValueError("--strict needs --items, the ids of titles, as only these are candidates then")
     out = pathlib.Path(arguments.out)
+    if problem := files.refuse_folder(out):
+        raise ValueError(f"--out={problem}")
     entities = read_entities(arguments.entities)
     items = read_items(arguments.items, entities) if arguments.items else None
     turns = read_turns(arguments.records, entities)
@@ -78,6 +80,9 @@ def _score(arguments: argparse.Namespace) -> None:
                 variant_name(*variant): compare_rows(other.strict[variant], rows, turns)
                 for variant, rows in scores.strict.items()
             }
+    before = out / "significance.json"
+    if not significance and before.exists() and (out / "health.json").exists():
+        before.unlink()  # of other replies, which were scored into this folder before
     write_scores(scores, out)
     files.write_text(out / "scores.md", scores_markdown(scores))
     if significance:

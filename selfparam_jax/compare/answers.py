@@ -13,10 +13,17 @@ from selfparam_jax.evaluation.metrics import bootstrap_interval
 from selfparam_jax.evaluation.questions import summarize
 
 RIGHT_F1 = 0.5  # an answer with at least this token F1 counts as right
+NAMED = 3  # questions that a message names
 
 
 def _question_of(record: dict) -> tuple[str, str, str]:
     return record["context"], record["question"], json.dumps(record["answers"])
+
+
+def _named(questions: Sequence[tuple[str, str, str]]) -> str:
+    """Some of the questions, for a message."""
+    names = [f"{question!r} about {document}" for document, question, _ in questions[:NAMED]]
+    return ", ".join(names + ["..."] * (len(questions) > NAMED))
 
 
 def _by_document(values: Iterable[tuple[str, object]]) -> list[list]:
@@ -41,9 +48,17 @@ def pair_answers(one: Sequence[dict], other: Sequence[dict]) -> list[tuple[dict,
     mine, theirs = [_question_of(record) for record in one], [_question_of(record) for record in other]
     if mine != theirs:
         shared = len(set(mine) & set(theirs))
+        alone = "".join(
+            f", {len(others)} of the {which} alone ({_named(others)})"
+            for which, others in (
+                ("first", sorted(set(mine) - set(theirs))),
+                ("second", sorted(set(theirs) - set(mine))),
+            )
+            if others
+        )
         raise ValueError(
-            f"they were asked different questions: got {len(mine)} and {len(theirs)}, {shared} of them the same; for "
-            "a paired comparison ask both the same"
+            f"they were asked different questions: got {len(mine)} and {len(theirs)}, {shared} of them the same"
+            f"{alone}; for a paired comparison ask both the same (--questions)"
         )
     return list(zip(one, other, strict=True))
 

@@ -15,6 +15,7 @@ from selfparam_jax.compare.divergences import divergences
 from selfparam_jax.data.documents import Document
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.evaluation.questions import answer_questions, predictions
+from selfparam_jax.inference.decoding import answering
 from selfparam_jax.models.decoder import Decoder
 from selfparam_jax.models.lora import MODULES
 
@@ -77,7 +78,8 @@ def _with_answers(model_set: ModelSet, documents: Sequence[Document], progress: 
     model, prompt = _reader(model_set)
     candidates = []
     for candidate in model_set.candidates:
-        given = answer_questions(model, candidate.variables, prompt, documents, False, model_set.batch_size)
+        with answering(candidate.name):
+            given = answer_questions(model, candidate.variables, prompt, documents, False, model_set.batch_size)
         records = predictions(documents, {"answer": given})
         candidates.append(dataclasses.replace(candidate, predictions=records))
         progress()

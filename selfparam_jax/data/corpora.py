@@ -45,6 +45,7 @@ from selfparam_jax.data.documents import (
     Document,
     Question,
     is_pattern,
+    is_record_list,
     load_texts,
     read_document_files,
     select,
@@ -242,6 +243,8 @@ def _file_entries(path: pathlib.Path, left_out: collections.Counter) -> Iterator
     suffix = path.suffix.lower()
     if (suffix in DOCUMENT_READERS and suffix != ".json") or (suffix == ".json" and read_conversations(path)):
         return None
+    if is_record_list(path):
+        return None
     document = _squad_document(path)
     if document:
         return _document_entries(document, path, left_out)
@@ -330,7 +333,7 @@ def _squad_document(path: pathlib.Path) -> dict | None:
         got = f"an object with {', '.join(fields)}" if fields else kind_of(document)
         raise ValueError(
             f"{path}: got {got}, expected SQuAD's layout, an object with 'data', or "
-            "conversations; records go into a .jsonl file, one a line"
+            "conversations, or a list of records with 'context'; records may also be in a .jsonl file, one a line"
         )
     return document if "data" in fields else None
 

@@ -129,11 +129,11 @@ def read_document_files(path: str | os.PathLike, limit: int = 0, ids: tuple[str,
     """Reads the documents of a file, of a folder, or of all files that match a pattern such as "notes/*.md".
 
     A file of a kind in `readers.registry` is one document, or several where it holds several conversations; a JSONL
-    file has a document or a conversation a line. The id of a text or Markdown file is its name without the suffix,
-    that of others their name; of a folder, relative to it. A folder is read recursively in sorted order, hidden files
-    left out. Its files of unknown kinds are left out and named in the log; one that is empty or cannot be read, or a
-    link to nothing, is an error. All records are checked, also those that are not selected. `corpora.read_documents`
-    reads data sets as well.
+    file has a document or a conversation a line, and a .json file may have a list of documents. The id of a text or
+    Markdown file is its name without the suffix, that of others their name; of a folder, relative to it. A folder is
+    read recursively in sorted order, hidden files left out. Its files of unknown kinds are left out and named in the
+    log; one that is empty or cannot be read, or a link to nothing, is an error. All records are checked, also those
+    that are not selected. `corpora.read_documents` reads data sets as well.
 
     Args:
       path: file, folder or pattern.
@@ -201,8 +201,7 @@ def load_texts(path: str | os.PathLike, limit: int = 0) -> list[str]:
         texts = [paragraph.strip() for paragraph in paragraphs if paragraph.strip()]
     else:
         texts = []
-        for line, record in _records(path):
-            where = f"{path}, line {line}"
+        for _, where, record in _records(path):
             _refuse_unknown(record, ("text",), where)
             texts.append(_text(record, "text", where))
     if not texts:
@@ -266,8 +265,27 @@ def _refuse_special(path: pathlib.Path) -> None:
         ) from None
 
 
-def _records(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
-    """Yields (line number, object) for each line of a JSONL file that is not blank."""
+def is_record_list(path: pathlib.Path) -> bool:
+    """Whether a .json file is a list of records, which a JSONL file has one a line."""
+    if path.suffix.lower() != ".json":
+        return False
+    try:
+        content = json.loads(decode(path))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, list) and any(
+        isinstance(each, dict) and {"context", "text"} & each.keys() and not is_conversation(each) for each in content
+    )
+
+
+def _records(path: pathlib.Path) -> Iterator[tuple[int, str, dict]]:
+    """Yields number, place and object of each record: of each line that is not blank, or each entry of a list."""
+    if is_record_list(path):
+        unique = functools.partial(_unique, where=str(path))
+        found = parse_json(decode(path), str(path), "a list of records; correct the file", unique)
+        for number, record in enumerate(found, start=1):
+            yield number, (where := f"{path}, entry {number}"), _typed(record, "an object", where)
+        return
     # Not str.splitlines: it also splits at U+2028 and others, which JSON allows inside a string.
     for line, text in enumerate(decode(path).split("\n"), start=1):
         if not text.strip():
@@ -275,7 +293,7 @@ def _records(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
         where = f"{path}, line {line}"
         unique = functools.partial(_unique, where=where)
         record = parse_json(text, where, "one JSON object a line; correct the line", unique)
-        yield line, _typed(record, "an object", where)
+        yield line, where, _typed(record, "an object", where)
 
 
 def _unique(pairs: list[tuple], where: str) -> dict:
@@ -289,11 +307,10 @@ def _unique(pairs: list[tuple], where: str) -> dict:
 
 
 def _file_documents(path: pathlib.Path, name: str = "") -> list[Document]:
-    """The documents of a JSONL file; `name` is that of a conversation without an id, before its line."""
+    """The documents of a file of records; `name` is that of a conversation without an id, before its line."""
     name = name or path.stem
-    documents, first_line, about = [], {}, {}
-    for line, record in _records(path):
-        where = f"{path}, line {line}"
+    documents, first_place, about = [], {}, {}
+    for line, where, record in _records(path):
         if is_conversation(record):
             text = read_conversation(record, where)
             document = _of_text(text, text.name or f"{name}-{line}")
@@ -305,12 +322,12 @@ def _file_documents(path: pathlib.Path, name: str = "") -> list[Document]:
             about[text.text] = len(documents)
         else:
             document = _document(record, where)
-        if document.id in first_line:
+        if document.id in first_place:
             raise ValueError(
-                f"{path}, line {line}: got the id {document.id!r} again (first in line "
-                f"{first_line[document.id]}), expected different ids; rename one of the two"
+                f"{where}: got the id {document.id!r} again (first in {first_place[document.id]}), expected "
+                "different ids; rename one of the two"
             )
-        first_line[document.id] = line
+        first_place[document.id] = where.removeprefix(f"{path}, ")
         documents.append(document)
     if not documents:
         raise ValueError(f"{path}: got an empty file, expected one document a line; check the path")
@@ -532,7 +549,7 @@ def _file_of_many(path: pathlib.Path, name: pathlib.Path, whole_name: bool) -> l
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(f"{path}: a link to {os.readlink(path)}, which is not there; remove the link")
     _refuse_special(path)
-    if path.suffix.lower() in RECORD_SUFFIXES:
+    if path.suffix.lower() in RECORD_SUFFIXES or is_record_list(path):
         return _file_documents(path, name.with_suffix("").as_posix())
     found = read_file(path)
     return None if found is None else _text_documents(path, found, name.as_posix(), whole_name)

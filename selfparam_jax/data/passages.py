@@ -82,6 +82,13 @@ def source_id(document: Document) -> str:
     return document.source if isinstance(document, Passage) else document.id
 
 
+def title_path(passage: Passage) -> tuple[str, ...]:
+    """The headings that stand in front of a passage's text, its document's title first; () where none do."""
+    line, _, _ = passage.text.partition(_BETWEEN)
+    path = tuple(line.split(_SEPARATOR))
+    return path if passage.source_title and path[0] == passage.source_title else ()
+
+
 def group_passages(documents: Sequence[Document]) -> list[Source]:
     """The documents that some passages and short documents belong to, in the order of their first passages."""
     places: dict[str, list[int]] = {}

@@ -38,6 +38,22 @@ DISK_ERRORS = {
     errno.ENODEV: "its disk is no longer there",
 }
 
+# The same in the words of libraries, whose errors have no number.
+DISK_WORDS = {os.strerror(number): number for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)}
+
+
+def disk_error(error: BaseException) -> tuple[int, str] | None:
+    """The number (of DISK_ERRORS) and the file, "" if it is not known, where a disk is why something failed."""
+    chain, seen = error, []
+    while chain is not None and chain not in seen:
+        seen.append(chain)
+        number = chain.errno if isinstance(chain, OSError) else None
+        number = number or next((found for words, found in DISK_WORDS.items() if words in str(chain)), None)
+        if number in DISK_ERRORS:
+            return number, str(getattr(chain, "filename", None) or "")
+        chain = chain.__cause__ or chain.__context__
+    return None
+
 
 def refuse_folder(folder: str | os.PathLike, attempt: bool = True) -> str:
     """Why nothing can be written into a folder, which is there or is to be made; "" if nothing speaks against it.
@@ -81,6 +97,32 @@ def check_output(path: str | os.PathLike) -> None:
         )
 
 
+def check_own_json(path: str | os.PathLike, keys: Collection[str]) -> None:
+    """Checks a path at which a command is to write JSON, before its work; its folder may still be made.
+
+    Args:
+      path: where it will be written.
+      keys: what every such file has, by which one of an earlier run is known.
+
+    Raises:
+      ValueError: nothing can be written there, or another file is there.
+    """
+    refuse_other_than_file(path := pathlib.Path(path))
+    if problem := refuse_folder(path.absolute().parent):
+        raise ValueError(f"{path}: {problem}")
+    if path.exists() and path.stat().st_size and not _has_keys(path, keys):
+        raise ValueError(
+            f"{path}: is another file than one that this command wrote, and would be lost; choose another path"
+        )
+
+
+def _has_keys(path: pathlib.Path, keys: Collection[str]) -> bool:
+    try:
+        return isinstance(found := json.loads(path.read_bytes()), dict) and set(keys) <= found.keys()
+    except (ValueError, RecursionError):  # not even JSON
+        return False
+
+
 def _is_there(path: pathlib.Path) -> bool:
     try:
         path.lstat()
@@ -98,8 +140,10 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def replacing_own(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """The same for a file that no other process has."""
-    path = pathlib.Path(path)
+    """The same for a file that no other process has. Of a symbolic link, the file that it leads to is replaced."""
+    path = pathlib.Path(os.path.realpath(path)) if os.path.islink(path) else pathlib.Path(path)
+    if path.is_symlink():  # still: it leads back to itself
+        raise ValueError(f"{path}: is a symbolic link that leads nowhere, expected a file; choose another path")
     refuse_other_than_file(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -157,6 +201,14 @@ def read_lines(path: str | os.PathLike) -> list[dict]:
     if records and records[-1].keys() == {CHECKSUM}:
         _check_seal(path, records.pop()[CHECKSUM], b"".join(line + b"\n" for line in lines[:-1]), RESTORE)
     return records
+
+
+def cut_line(path: str | os.PathLike) -> tuple[int, str]:
+    """Number and text of the last line of a file if `read_lines` leaves it out as cut off; (0, "") if it does not."""
+    *lines, last = pathlib.Path(path).read_bytes().split(b"\n")
+    if not last.strip() or _parses(last):
+        return 0, ""
+    return len(lines) + 1, last.decode("utf-8", "replace")
 
 
 def _sha256(content: bytes) -> str:

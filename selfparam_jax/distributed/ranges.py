@@ -192,8 +192,23 @@ def kinds_of(section: type) -> dict[str, type]:
     return {name: kind for name, kind in hints.items() if kind is bool or dataclasses.is_dataclass(kind)}
 
 
+@functools.cache
+def texts_of(section: type) -> dict[str, bool]:
+    """Every field of a dataclass that is a string (False) or a tuple of strings (True), by name."""
+    hints = typing.get_type_hints(section)
+    return {name: kind is not str for name, kind in hints.items() if kind in (str, tuple[str, ...])}
+
+
 def check_kinds(section: type, values: typing.Mapping[str, object], prefix: str = "") -> None:
-    """Raises TypeError for a field of `kinds_of` with a value of another type; a class is no instance of itself."""
+    """Raises TypeError for a field of `kinds_of` or `texts_of` with a value of another type.
+
+    A class is no instance of itself, and a string no tuple of its characters.
+    """
+    for name, several in texts_of(section).items():
+        if several:
+            check_list(prefix + name, values[name], str, "a tuple of strings", "write it as ('a', 'b')")
+        else:
+            check_type(prefix + name, values[name], str, "a string", "write it in quotes")
     for name, kind in kinds_of(section).items():
         if kind is bool:
             check_type(prefix + name, values[name], bool, "True or False", "write it without quotes")
@@ -203,10 +218,10 @@ def check_kinds(section: type, values: typing.Mapping[str, object], prefix: str 
 
 
 def check_ranges(settings: object, section: str = "") -> None:
-    """Checks a dataclass instance: numbers against the ranges declared beside them, and the fields of `kinds_of`.
+    """Checks a dataclass instance: numbers against the ranges declared beside them, and the types of other fields.
 
-    A number or a truth value of NumPy is made Python's own, which a record in JSON needs; a list is made a tuple,
-    which can be hashed.
+    A number or a truth value of NumPy is made Python's own, and a path a string, which a record in JSON needs; a list
+    is made a tuple, which can be hashed.
 
     Args:
       settings: the instance.
@@ -214,7 +229,7 @@ def check_ranges(settings: object, section: str = "") -> None:
 
     Raises:
       ValueError: a value is no number of the field's type, not finite, or outside its range.
-      TypeError: a field that is True or False, or settings of its own, has another value.
+      TypeError: a field that is text, True or False, or settings of its own, has another value.
     """
     prefix = f"{section}." if section else ""
     for name, (kind, within) in ranges_of(type(settings)).items():
@@ -224,6 +239,8 @@ def check_ranges(settings: object, section: str = "") -> None:
             if type(value) not in (int, float):
                 object.__setattr__(settings, name, kind(value))
     for name, value in list(vars(settings).items()):
-        if isinstance(value, np.bool_ | list):
+        if isinstance(value, os.PathLike):
+            object.__setattr__(settings, name, os.fspath(value))
+        elif isinstance(value, np.bool_ | list):
             object.__setattr__(settings, name, tuple(value) if isinstance(value, list) else bool(value))
     check_kinds(type(settings), vars(settings), prefix)

@@ -28,7 +28,7 @@ from selfparam_jax.data.chat_templates import render_conversation
 from selfparam_jax.distributed.mesh import fetch, put_rows
 from selfparam_jax.evaluation.drift import read_states
 from selfparam_jax.inference.batches import Batch, Continuation, Variant
-from selfparam_jax.inference.decoding import Sampling
+from selfparam_jax.inference.decoding import NotFiniteLogits, Sampling
 from selfparam_jax.inference.prefix import round_up
 from selfparam_jax.models.decoder import Head, apply_head, output_head
 
@@ -199,6 +199,8 @@ class HarnessModel(TemplateLM):
         arrays = put_rows(mesh, (ids, positions, segments))
         states = read_states(decoder, self._variant.variables, *arrays, padded[0][None])
         log_probability, greedy = map(fetch, _score_tokens(states, self._head, padded[1]))
+        if not np.isfinite(log_probability[: len(index)]).all():
+            raise NotFiniteLogits(f"model {self._model.name!r}")
         ends = np.cumsum([0, *counts])
         return [
             (float(log_probability[begin:end].sum(dtype=np.float32)), bool(greedy[begin:end].all()))

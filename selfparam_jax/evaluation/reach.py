@@ -80,8 +80,11 @@ def read_variants(path: pathlib.Path) -> dict[tuple[str, str], Variants]:
     """Variants of held-out questions by document id and question, from JSON lines.
 
     Raises:
+      FileNotFoundError: there is no such file.
       ValueError: a line lacks something; says which.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; correct eval.reach_file")
     found = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
@@ -262,8 +265,15 @@ def _named(golds: Sequence[Sequence[str]], answer: str) -> float:
 
 
 def _judged(right: str, answer: str) -> float:
-    said = re.match(r"\W*(yes|no|true|false)\b", answer.lower())
-    return float(bool(said) and {"true": "yes", "false": "no"}.get(said[1], said[1]) == right)
+    """1 if the first word of an answer that judges ("No.", "The statement is not true.") says what is right.
+
+    Words in quotation marks are the claim's.
+    """
+    own = re.sub(r'"[^"]*("|$)', "", answer.lower())
+    said = re.search(r"\b(not (?:true|correct|right)|yes|no|true|false|correct|incorrect)\b", own)
+    if not said:
+        return 0.0
+    return float(("yes" if said[1] in ("yes", "true", "correct") else "no") == right)
 
 
 def mean_right(records: Sequence[dict]) -> float:

@@ -15,11 +15,14 @@ from jax import lax
 
 from selfparam_jax.distributed.backend import copies_slices
 from selfparam_jax.inference.decoding import (
+    NO_TOKEN,
+    NotFiniteLogits,
     Sampling,
     highest,
     most_likely,
     read_token,
     split_layers,
+    token_or_none,
 )
 from selfparam_jax.inference.prefix import Prefix, ReadTexts, cache_size, empty_cache, round_up
 from selfparam_jax.models.decoder import Decoder, KeyValues, apply_head, constrain, output_head
@@ -129,7 +132,7 @@ def _advance(
         logits = apply_head(state, head)
         best = highest(logits)
         if not sampled:
-            return best
+            return token_or_none(best, logits)
         greedy = rows["temperature"] == 0
         scaled = logits / jnp.where(greedy, 1.0, rows["temperature"])[:, None]
         likely = most_likely(scaled, rows["top_p"][:, None])
@@ -138,7 +141,7 @@ def _advance(
             lambda seed, number: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), number)
         )
         drawn = jax.vmap(jax.random.categorical)(keys(rows["seeds"], rows["numbers"]), scaled)
-        return jnp.where(greedy, best, drawn.astype(jnp.int32))
+        return token_or_none(jnp.where(greedy, best, drawn.astype(jnp.int32)), logits)
 
     def unfinished(carry):
         n, _, _, stopped, _ = carry
@@ -148,7 +151,8 @@ def _advance(
         n, cache, state, stopped, tokens = carry
         token = pick(state, made + n)
         tokens = lax.dynamic_update_slice_in_dim(tokens, token[:, None], n, axis=1)
-        stopped = stopped | rows["stops"][jnp.arange(batch), token] | (made + n + 1 >= rows["limits"])
+        ends = rows["stops"][jnp.arange(batch), token] | (token == NO_TOKEN)
+        stopped = stopped | ends | (made + n + 1 >= rows["limits"])
         state, cache = read_token(model, variables, token, rows["lengths"] + made + n, (cache,), filled + made + n)
         return n + 1, cache, state, stopped, tokens
 
@@ -238,6 +242,9 @@ class Batch:
 
         Args:
           count: tokens to make, 1 to PIECE.
+
+        Raises:
+          NotFiniteLogits: of a row that has not ended.
         """
         variant = self._variant
         self._cache, self._state, stopped, tokens = _advance(
@@ -248,6 +255,8 @@ class Batch:
         found = []
         for row in range(self.size):
             given = [] if self.done[row] else self._until_end(tokens[row, :count], row)
+            if NO_TOKEN in given:
+                raise NotFiniteLogits(f"model {variant.name!r}")
             self.done[row] = bool(self._stopped[row])
             found.append(given)
         self._made += count

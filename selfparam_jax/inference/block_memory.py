@@ -19,7 +19,7 @@ import numpy as np
 from selfparam_jax.distributed.backend import copies_slices
 from selfparam_jax.distributed.mesh import fetch
 from selfparam_jax.distributed.ranges import Range, check_ranges
-from selfparam_jax.inference.decoding import highest
+from selfparam_jax.inference.decoding import NO_TOKEN, NotFiniteLogits, highest, token_or_none
 from selfparam_jax.models.architecture import LAYER_NORMS, ModelConfig
 from selfparam_jax.models.attention import MASKED
 from selfparam_jax.models.decoder import MLP, Decoder, Projection, RMSNorm, apply_head, output_head
@@ -281,7 +281,8 @@ def _finish(config, norm, x):
 def _next_token(config, params, hidden, index):
     """The most likely token after the one of this index, of hidden states [T, D]."""
     state = jax.lax.dynamic_index_in_dim(hidden, index)
-    return highest(apply_head(state, output_head(params, config)))[0]
+    logits = apply_head(state, output_head(params, config))
+    return token_or_none(highest(logits), logits)[0]
 
 
 @jax.jit
@@ -359,7 +360,10 @@ class BlockReader:
         for begin in range(0, len(ids), size):
             chunk = ids[begin : begin + size]
             hidden = self.read_chunk(memory, chunk)
-        return int(fetch(_next_token(self._config, self._params, hidden, len(chunk) - 1)))
+        token = int(fetch(_next_token(self._config, self._params, hidden, len(chunk) - 1)))
+        if token == NO_TOKEN:
+            raise NotFiniteLogits
+        return token
 
     def read_chunk(self, memory: TextMemory, ids: Sequence[int]) -> jax.Array:
         """Reads the next tokens of a text, which all see the same blocks.

@@ -5,9 +5,10 @@ block with room for the new tokens, which are written to it inside one compiled 
 slices of stacked arrays (`backend.copies_slices`), a step takes each layer's weights from an array of its own.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import jax
@@ -28,6 +29,26 @@ PROMPT_BUCKET = 32
 NEW_BUCKET = 64
 SHORT_PREFIX = REST  # tokens: up to this many, a copy in every row is cheaper than a block of their own
 ARGMAX_BLOCK = 128
+NO_TOKEN = -1  # stands where the logits are not finite
+
+
+class NotFiniteLogits(ValueError):
+    """A model's logits are NaN or infinite, so that no token follows; it is named."""
+
+    def __init__(self, name: str = "the model"):
+        super().__init__(
+            f"{name} gives logits that are not finite (NaN or infinity), so it cannot answer: its weights overflow "
+            "or are damaged; load it with dtype float32, or get its files again"
+        )
+
+
+@contextlib.contextmanager
+def answering(name: str) -> Iterator[None]:
+    """Within it, `NotFiniteLogits` of `generate` names the model."""
+    try:
+        yield
+    except NotFiniteLogits as error:
+        raise NotFiniteLogits(f"model {name!r}") from error
 
 
 def _with_room(read: KeyValues, count: int) -> KeyValues:
@@ -95,6 +116,11 @@ def highest(logits: jax.Array) -> jax.Array:
     block = jnp.argmax(jnp.max(blocks, axis=-1), axis=-1)
     within = jnp.argmax(jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0], axis=-1)
     return (block * ARGMAX_BLOCK + within).astype(jnp.int32)
+
+
+def token_or_none(token: jax.Array, logits: jax.Array) -> jax.Array:
+    """The tokens [B] that were taken by the logits [B, V], and NO_TOKEN where these are not finite."""
+    return jnp.where(jnp.isfinite(jnp.max(logits, axis=-1)), token, NO_TOKEN)
 
 
 def _draw(
@@ -217,7 +243,7 @@ def decode(
       slots: positions of the prefix's cache that are copied to every row; 0 shares the cache.
 
     Returns:
-      tokens [B, room], and how many were made until all rows stopped.
+      tokens [B, room], NO_TOKEN where logits were not finite, and how many were made until all rows stopped.
     """
     batch, width = prompts.shape
     prompts = constrain(model.sharding, prompts, "rows", None)
@@ -231,9 +257,11 @@ def decode(
 
     def pick(state, step):  # [B, D] -> [B]
         logits = apply_head(state, head)
-        if sampling is None:
-            return highest(logits)
-        return _draw(logits, sampling, seed, rows, step)
+        token = highest(logits) if sampling is None else _draw(logits, sampling, seed, rows, step)
+        return token_or_none(token, logits)
+
+    def ends(token):
+        return stops[token] | (token == NO_TOKEN)
 
     first = pick(last, 0)
     tokens = jnp.zeros((batch, room), jnp.int32).at[:, 0].set(first)
@@ -248,9 +276,9 @@ def decode(
         state, cache = read_token(model, variables, token, position, (*past, cache), filled + step - 1)
         token = pick(state, step)
         tokens = lax.dynamic_update_slice_in_dim(tokens, token[:, None], step, axis=1)
-        return step + 1, token, cache, stopped | stops[token], tokens
+        return step + 1, token, cache, stopped | ends(token), tokens
 
-    carry = (jnp.int32(1), first, cache, stops[first], tokens)
+    carry = (jnp.int32(1), first, cache, ends(first), tokens)
     made, _, _, _, tokens = lax.while_loop(unfinished, advance, carry)
     return constrain(model.sharding, tokens, None, None), made  # on every device: every process reads them
 
@@ -297,6 +325,7 @@ def generate(
 
     Raises:
       ValueError: a prompt is empty, or context, prompt and new tokens exceed the model's limit.
+      NotFiniteLogits: of a prompt or an answer.
     """
     if not all(prompts):
         raise ValueError("got an empty prompt, expected at least one token to continue from")
@@ -328,6 +357,9 @@ def generate(
             np.uint32(seed), np.int32(new_tokens), np.int32(least_tokens), round_up(new_tokens, NEW_BUCKET), sampling,
             slots,
         )  # fmt: skip
-        answers.extend(row[: int(made)].tolist() for row in np.asarray(tokens)[: len(chunk)])
+        found = np.asarray(tokens)[: len(chunk), : int(made)]
+        if (found == NO_TOKEN).any():
+            raise NotFiniteLogits
+        answers.extend(found.tolist())
         progressed()
     return answers

@@ -197,7 +197,8 @@ class Answers:
                     continue
                 if piece.error:
                     status = {ValueError: 400, Busy: 503}.get(type(piece.error), 500)
-                    raise ApiError(status, str(piece.error) if status < 500 else "decoding failed")
+                    told = isinstance(piece.error, ValueError | Busy)
+                    raise ApiError(status, str(piece.error) if told else "decoding failed")
                 if index not in open_answers:
                     continue
                 reply = self.replies[index]

@@ -189,6 +189,14 @@ def make_app(service: Service, key: str | None = None, extend: Callable[[Any], N
     async def not_served(_: fastapi.Request, error: HTTPException):
         return JSONResponse(ApiError(error.status_code, str(error.detail)).body(), error.status_code)
 
+    @app.exception_handler(OSError)
+    async def not_there(_: fastapi.Request, error: OSError):
+        message = (
+            f"what this server answers from can no longer be read ({error.strerror}: {error.filename}); if its "
+            "directory was moved or removed, bring it back, or start the server again"
+        )
+        return JSONResponse(ApiError(503, message, code="files_not_there").body(), 503)
+
     @app.exception_handler(Exception)
     async def failed(_: fastapi.Request, error: Exception):
         return JSONResponse(ApiError(500, f"the server failed ({type(error).__name__})").body(), 500)

@@ -39,7 +39,7 @@ from selfparam_jax.distributed.ranges import (
 )
 from selfparam_jax.evaluation import questions as asking
 from selfparam_jax.evaluation.systems import Setup
-from selfparam_jax.inference.decoding import generate
+from selfparam_jax.inference.decoding import answering, generate
 from selfparam_jax.jobs import export
 from selfparam_jax.jobs.ask import ANSWER_TOKENS
 from selfparam_jax.jobs.inputs import check_lengths, example_documents, example_texts, read_start
@@ -51,6 +51,7 @@ from selfparam_jax.jobs.synthesis import two_step_documents, write_missing_pairs
 from selfparam_jax.jobs.workdir import changed_inputs, check_free, digest_inputs
 from selfparam_jax.models.lora import merge_adapters
 from selfparam_jax.targets.choose_pairs import choose_pairs
+from selfparam_jax.targets.distractors import check_room
 from selfparam_jax.training import inject as injection
 from selfparam_jax.training.other_teacher import OtherTeacher, TeacherConfig, named_teacher
 from selfparam_jax.training.recipe import Recipe
@@ -247,7 +248,8 @@ def _answer(adapter: Adapter, decoder, variables: dict, question: str, form: str
     asking.check_room(len(rows[0]), len(start_ids), max_new_tokens, model.config.max_position_embeddings)
     chat = form == "chat" or (form is None and model.has_chat_template)
     stops = prompt.end_ids if chat else prompt.stop_ids
-    (made,) = generate(decoder, variables, start_ids, rows, max_new_tokens, stops)
+    with answering(model.name):
+        (made,) = generate(decoder, variables, start_ids, rows, max_new_tokens, stops)
     return prompt.reply(made)[0].strip() if chat else asking.short_answer(prompt, made)
 
 
@@ -357,6 +359,7 @@ def inject(
     documents = with_passages(documents, recipe, lambda: model)
     prompt = Prompt(recipe.prompt, model.tokenizer, model.end_ids)
     check_lengths(model, prompt, documents)
+    check_room(documents, prompt, recipe.targets, recipe.seed, model.config.max_position_embeddings)
     teaches = _teacher(model, teacher)
     if teaches is not None:
         teaches.check_documents(documents, prompt)

@@ -14,6 +14,7 @@ from selfparam_jax.data.retrieval import Retriever
 from selfparam_jax.evaluation.questions import SHORT_TOKENS, check_question, check_room
 from selfparam_jax.evaluation.reach import Asker
 from selfparam_jax.evaluation.systems import System
+from selfparam_jax.inference.decoding import answering
 from selfparam_jax.jobs.bars import announced
 from selfparam_jax.jobs.evaluation import INJECTED, answer_injected
 from selfparam_jax.jobs.inputs import Job, reopen
@@ -138,27 +139,28 @@ def ask(
     found_at = [places[int(np.argmax(retriever.scores(question)))] for question in questions]
     for question, index in zip(questions, found_at, strict=True):  # before the first is answered
         _check_length(job, question, job.documents[index], form)
-    for question, index in zip(questions, found_at, strict=True):
-        directory = injected_directory(job, index)
-        if directory not in models:  # one for all questions of a batch
-            models = {directory: injected_model(job, index, unfinished)}
-        asked = [dataclasses.replace(job.documents[index], questions=(Question(question, ("",)),))]
-        found = {}
-        for name in system_names(job):
-            if SYSTEMS[name].needs_adapters:  # the injected model is that of the document that was found
-                continue
-            if form != "reading" and name in ("base_q", "base_cq", INJECTED):
-                asker = _asker(job, name, *models[directory])
-                (found[name],) = asker.ask([(question, asked[0])], form, ANSWER_TOKENS if form == "chat" else 0)
-                continue
-            if name == INJECTED:
-                made = answer_injected(job, asked, *models[directory])
-            else:
-                if name not in systems:
-                    systems[name] = _prepared(job, name, models[directory][1])
-                if systems[name] is None:
+    with answering(job.model.name):
+        for question, index in zip(questions, found_at, strict=True):
+            directory = injected_directory(job, index)
+            if directory not in models:  # one for all questions of a batch
+                models = {directory: injected_model(job, index, unfinished)}
+            asked = [dataclasses.replace(job.documents[index], questions=(Question(question, ("",)),))]
+            found = {}
+            for name in system_names(job):
+                if SYSTEMS[name].needs_adapters:  # the injected model is that of the document that was found
                     continue
-                made = systems[name].answer(asked)
-            found[name] = made[0][0]["answer"]
-        answers.append(found | {"document": ids[index]})
+                if form != "reading" and name in ("base_q", "base_cq", INJECTED):
+                    asker = _asker(job, name, *models[directory])
+                    (found[name],) = asker.ask([(question, asked[0])], form, ANSWER_TOKENS if form == "chat" else 0)
+                    continue
+                if name == INJECTED:
+                    made = answer_injected(job, asked, *models[directory])
+                else:
+                    if name not in systems:
+                        systems[name] = _prepared(job, name, models[directory][1])
+                    if systems[name] is None:
+                        continue
+                    made = systems[name].answer(asked)
+                found[name] = made[0][0]["answer"]
+            answers.append(found | {"document": ids[index]})
     return answers

@@ -24,8 +24,12 @@ from selfparam_jax.distributed import files
 from selfparam_jax.jobs.settings import Settings, read_settings
 from selfparam_jax.jobs.workdir import PARTS, check_whole, find_record, read_results
 from selfparam_jax.models.lora import compose_lora
+from selfparam_jax.reports.tables import counted
 from selfparam_jax.sequential.ledger import Ledger, read_composed
 from selfparam_jax.training.checkpoints import Checkpoints
+
+ASKED = ("context", "question", "answers")  # of a line of predictions.jsonl
+NAMED = 3  # questions that a message names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,7 @@ class SavedRun:
       fingerprint: of the base that it was made from.
       predictions: answers of the injected model at this step, records as in `compare.answers`; None if they were
         not kept.
+      note: which answers are missing among these; "" if none is.
     """
 
     directory: pathlib.Path
@@ -46,6 +51,7 @@ class SavedRun:
     settings: Settings
     fingerprint: str
     predictions: list[dict] | None
+    note: str = ""
 
 
 def load_model_set(
@@ -140,8 +146,8 @@ def find_run(source: str, unfinished: bool = False) -> SavedRun | None:
     last, step = step in (None, steps[-1]), steps[-1] if step is None else step
     # A finished run has the answers of its last step; a sequence has those of every step.
     kept = last or (path / "ledger").is_dir()
-    predictions = _predictions(workdir, path.resolve(), step) if kept else None
-    return SavedRun(path, step, settings, record["base_fingerprint"], predictions)
+    predictions, note = _predictions(workdir, path.resolve(), step) if kept else (None, "")
+    return SavedRun(path, step, settings, record["base_fingerprint"], predictions, note)
 
 
 def _steps(path: pathlib.Path) -> list[int]:
@@ -165,8 +171,8 @@ def _progress(workdir: pathlib.Path, path: pathlib.Path, settings: Settings) -> 
         return step, checkpoints.read_record(step).get("steps", 0)
 
 
-def _predictions(workdir: pathlib.Path, path: pathlib.Path, step: int) -> list[dict] | None:
-    """The candidate's answers of a finished job, for one of its models.
+def _predictions(workdir: pathlib.Path, path: pathlib.Path, step: int) -> tuple[list[dict] | None, str]:
+    """The candidate's answers of a finished job, for one of its models, and a note if some are missing.
 
     Args:
       workdir: of the job.
@@ -174,18 +180,48 @@ def _predictions(workdir: pathlib.Path, path: pathlib.Path, step: int) -> list[d
       step: of a sequence, the number of injections.
     """
     if not (workdir / "results.json").exists():
-        return None
+        return None, ""
     records, results = files.read_lines(workdir / "predictions.jsonl"), read_results(workdir)
     system = next(each["name"] for each in results["systems"] if each["role"] == "candidate")
-    given = {_question_of(record): record[system] for record in records}
+    for number, record in enumerate(records, start=1):
+        if lacks := [name for name in ASKED if name not in record]:
+            raise ValueError(
+                f"{workdir / 'predictions.jsonl'}, line {number}: got no {lacks[0]!r}, expected a question with its "
+                "answers; remove results.json and run the job again: nothing is trained again"
+            )
+    given = {_question_of(record): record[system] for record in records if system in record}
+    lines, total = dict.fromkeys(map(_question_of, records)), results.get("num_questions", len(records))
+    lost = [question for question in lines if question not in given]
     if path != workdir:
         given = _own_answers(path, step)
-    asked = ("context", "question", "answers")
-    return [
-        {**{name: record[name] for name in asked}, "answer": given[_question_of(record)]}
+        lost, total = [question for question in given if question not in lines], len(given)
+    found = [
+        {**{name: record[name] for name in ASKED}, "answer": given[_question_of(record)]}
         for record in records
         if _question_of(record) in given
-    ] or None
+    ]
+    return found or None, _missing(workdir, lost, len(found), total)
+
+
+def _missing(workdir: pathlib.Path, lost: Sequence[tuple[str, str]], found: int, total: int) -> str:
+    """What to say of answers that a job gave, and that its predictions.jsonl lacks; "" if there is none.
+
+    Args:
+      workdir: of the job.
+      lost: questions without an answer, as far as they are known; lines that are gone do not tell theirs.
+      found, total: how many have their answer, and how many were asked.
+    """
+    if found >= total:
+        return ""
+    names = [f"{question!r} ({context})" for context, question in lost[:NAMED]]
+    gone = total - found - len(lost)
+    names += [f"{len(lost) - NAMED} more"] if len(lost) > NAMED else []
+    names += [f"{counted(gone, 'line')} missing at its end"] if gone > 0 else []
+    missing = f"{total - found} of {total} questions ({', '.join(names)})"
+    return (
+        f"{workdir / 'predictions.jsonl'} has no answer to {missing}, so scores are of the others; remove "
+        "results.json and run the job again: nothing is trained again"
+    )
 
 
 def _question_of(record: dict) -> tuple[str, str]:
@@ -219,14 +255,17 @@ def run_candidate(name: str, base: Model, run: SavedRun) -> Candidate:
             f"{name} was made from {run.settings.model!r} with fingerprint {run.fingerprint[:12]}, but the base is "
             f"{base.name!r} with {base.fingerprint[:12]}; compare runs of one base"
         )
+    notes = (run.note,) if run.note else ()
     if (run.directory / "ledger").is_dir():
         ledger = Ledger.open(run.directory / "ledger", base.fingerprint)
         adapters = ledger.adapters([entry.id for entry in ledger.active()[: run.step]])
-        return adapter_candidate(name, base, compose_lora(adapters), 1.0, run.predictions)
+        made = adapter_candidate(name, base, compose_lora(adapters), 1.0, run.predictions)
+        return dataclasses.replace(made, notes=notes)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with Checkpoints(run.directory / "checkpoints") as checkpoints:
         lora = checkpoints.read_adapter(run.step, device)
-    return adapter_candidate(name, base, lora, run.settings.lora.scale, run.predictions)
+    made = adapter_candidate(name, base, lora, run.settings.lora.scale, run.predictions)
+    return dataclasses.replace(made, notes=notes)
 
 
 def is_adapter(source: str) -> bool:

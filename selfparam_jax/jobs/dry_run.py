@@ -21,6 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from selfparam_jax.checkpoints.load import ModelOutline, load_outline
+from selfparam_jax.checkpoints.peft import load_adapter
 from selfparam_jax.data.documents import Document, QAPair
 from selfparam_jax.data.passages import Source, group_passages, is_group, token_counter
 from selfparam_jax.data.prompts import Prompt
@@ -28,9 +29,14 @@ from selfparam_jax.distributed import mesh as meshes
 from selfparam_jax.distributed.files import refuse_folder
 from selfparam_jax.jobs.inputs import (
     FREE,
+    Job,
     bound_settings,
     check_lengths,
+    check_reach,
+    check_targets,
     given_documents,
+    read_general,
+    read_unrelated,
     refuse_workdir_among,
     share_documents,
     used_pairs,
@@ -38,9 +44,12 @@ from selfparam_jax.jobs.inputs import (
     with_whole_paths,
 )
 from selfparam_jax.jobs.passages import with_passages
+from selfparam_jax.jobs.recommend import read_test
 from selfparam_jax.jobs.settings import Settings, read_settings
 from selfparam_jax.jobs.synthesis import check_learnable, nothing_made
+from selfparam_jax.jobs.tracking import check_trackers
 from selfparam_jax.jobs.workdir import check_bound
+from selfparam_jax.models.attention import check_backend
 from selfparam_jax.models.decoder import param_shapes
 from selfparam_jax.models.rounding import rounded_bytes, rounds_products
 from selfparam_jax.plan.machines import Chip, Machine
@@ -48,13 +57,15 @@ from selfparam_jax.plan.plan import make_plan
 from selfparam_jax.plan.workload import Workload
 from selfparam_jax.reports.tables import counted
 from selfparam_jax.targets.choose_pairs import fits
+from selfparam_jax.targets.distractors import check_room
 from selfparam_jax.targets.grounded.writer import GroundedWriter
+from selfparam_jax.targets.question_prompts import chosen_kinds
 from selfparam_jax.targets.sentences import Sentence, first_slots
-from selfparam_jax.targets.write_pairs import needs_writing
-from selfparam_jax.targets.writers import BY_RULES
+from selfparam_jax.targets.write_pairs import needs_writing, read_written
+from selfparam_jax.targets.writers import BY_RULES, LocalWriter
 from selfparam_jax.training.batches import Plan
 from selfparam_jax.training.inject import recipe_targets
-from selfparam_jax.training.other_teacher import check_vocabulary
+from selfparam_jax.training.other_teacher import check_tokens, check_vocabulary
 from selfparam_jax.training.recipe import Recipe
 
 # Shares of the speed of a large matrix product. Training and reading: the default job's in docs/jobs/batch.md, beside
@@ -142,16 +153,23 @@ def dry_run(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Ite
     if by_rules and not any(document.qa_pairs for document in filled):
         raise nothing_made(given)
     check_learnable(filled, settings.job, recipe)
+    job = Job(
+        settings,
+        recipe,
+        pathlib.Path(workdir or ""),
+        model,
+        documents,
+        read_unrelated(settings),
+        read_general(settings),
+    )
+    turns = check_inputs(job, workdir)
     rows = document_rows(given, documents, filled, count([document.text for document in given]))
     yield from _table(rows)
-    check_lengths(model, prompt, documents)
-    if settings.teacher.model:
-        check_vocabulary(load_outline(settings.teacher.model), model)
     if settings.job == "recommend":
-        yield "job recommend: what it trains on and asks is not estimated"
+        yield f"job recommend: titles at {counted(turns, 'turn')}; what it trains on and asks is not estimated"
         return
     writing = sum(row.writing for row in rows)
-    steps, tokens, reading = count_steps(settings, recipe, filled, prompt)
+    steps, tokens, reading = count_steps(settings, recipe, filled, prompt, job.unrelated)
     about = "about " if writing else ""
     yield (
         f"training: {about}{steps:,} steps of {recipe.train.batch_size} rows x {recipe.train.seq_len} tokens in "
@@ -161,6 +179,46 @@ def dry_run(config: ConfigDict, workdir: str | os.PathLike | None = None) -> Ite
     yield f"teacher: reads {reading:,} tokens, at most {longest:,} before a sentence (prompt format included)"
     yield from _costs(settings, recipe, model, mesh, (steps, reading, longest), (writing, documents))
     yield "dry run: nothing was started and nothing was written"
+
+
+def check_inputs(job: Job, workdir: str | os.PathLike | None) -> int:
+    """Checks what the documents' list does not show: the rest of what the job reads, and whether it can be used.
+
+    Args:
+      job: with an outline for its model, so that the adapter that training starts from and the other teacher are
+        still to be looked at.
+      workdir: where it would be run; None where that is not known yet.
+
+    Returns:
+      how many turns job "recommend" would ask at; 0 in other jobs.
+
+    Raises:
+      ValueError, OSError: as the job.
+    """
+    settings, recipe, outline = job.settings, job.recipe, job.model
+    check_backend(settings.attention, jax.default_backend())
+    check_trackers(settings)
+    check_lengths(outline, job.prompt, job.documents)
+    check_room(job.documents, job.prompt, recipe.targets, recipe.seed, outline.config.max_position_embeddings)
+    check_reach(settings)
+    if settings.adapter:
+        load_adapter(settings.adapter, outline)
+    if settings.teacher.model:
+        teacher = load_outline(settings.teacher.model)
+        check_vocabulary(teacher, outline)
+        check_tokens(teacher, outline, [document.text for document in job.documents])
+    config = recipe.generator
+    if config.file and config.generator != "auto" and os.path.exists(config.file) and os.path.getsize(config.file):
+        read_written(config.file)
+    if config.generator == "local" and needs_writing(job.documents, config, recipe.targets.qa_weight):
+        chosen_kinds(config)
+        writer = load_outline(config.model) if config.model else outline
+        LocalWriter(writer.name, None, {}, writer.tokenizer, config, writer.end_ids)
+    else:
+        check_targets(job)
+    if settings.job != "recommend":
+        return 0
+    return len(read_test(settings, None if workdir is None else pathlib.Path(workdir))[2])
 
 
 def with_expected_pairs(documents: Sequence[Document], recipe: Recipe, prompt: Prompt) -> list[Document]:
@@ -223,7 +281,7 @@ def _table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def count_steps(
-    settings: Settings, recipe: Recipe, filled: Sequence[Document], prompt: Prompt
+    settings: Settings, recipe: Recipe, filled: Sequence[Document], prompt: Prompt, unrelated: Sequence[str] = ()
 ) -> tuple[int, int, int]:
     """Steps of all injections, tokens of the sentences that they go over, and tokens that the teacher reads once.
 
@@ -232,12 +290,13 @@ def count_steps(
       recipe: of its injections.
       filled: the documents as the teacher reads them, with all pairs.
       prompt: turns them into ids.
+      unrelated: unrelated texts; () for others like them, which the model is still to draw.
 
     Returns:
       the three numbers.
     """
     wanted = recipe.targets.unrelated_per_epoch * recipe.train.epochs
-    unrelated = [f"{n} {' word' * recipe.targets.unrelated_tokens}" for n in range(wanted)]
+    unrelated = unrelated or [f"{n} {' word' * recipe.targets.unrelated_tokens}" for n in range(wanted)]
     steps = tokens = reading = 0
     for members in _injections(settings, group_passages(filled)):
         sentences = recipe_targets(members, prompt, recipe, unrelated)

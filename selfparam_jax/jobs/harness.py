@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from selfparam_jax.checkpoints.load import load_model
 from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.distributed import files
-from selfparam_jax.distributed.ranges import Range, ranges_of
+from selfparam_jax.distributed.ranges import Range, check_kinds, ranges_of
 from selfparam_jax.jobs.bars import announced, open_bar
 from selfparam_jax.jobs.candidates import find_run, is_adapter, run_candidate, saved_candidate
 from selfparam_jax.jobs.evaluation import INJECTED
@@ -50,6 +50,7 @@ class HarnessConfig:
     bootstrap: Annotated[int, Range(1, 10**7)] = 1000
 
     def __post_init__(self):
+        check_kinds(HarnessConfig, vars(self), "--")
         if not self.tasks:
             raise ValueError("--tasks is missing, expected names of tasks, separated by commas")
         if self.include_path and not os.path.isdir(self.include_path):
@@ -186,6 +187,11 @@ def _collect(found: dict[str, dict]) -> dict[str, dict]:
 def _number(value: Any) -> float | None:
     """A score as JSON has it: the harness writes "N/A" for what has no standard error."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def check_scores_file(path: str | os.PathLike) -> None:
+    """Raises ValueError if `write_scores` could not write at a path, or would replace another file."""
+    files.check_own_json(path, ("source", "models", "tasks", "config", "fingerprint"))
 
 
 def write_scores(record: dict, path: str | pathlib.Path) -> None:

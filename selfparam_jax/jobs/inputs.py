@@ -28,6 +28,7 @@ from selfparam_jax.distributed.files import flatten
 from selfparam_jax.distributed.processes import check_shared
 from selfparam_jax.evaluation import drift
 from selfparam_jax.evaluation.questions import SHORT_TOKENS, text_for
+from selfparam_jax.evaluation.reach import read_variants
 from selfparam_jax.evaluation.recommendation import read_entities, read_items
 from selfparam_jax.jobs.passages import with_passages
 from selfparam_jax.jobs.settings import SELF, BaselineOptions, Settings, read_settings
@@ -35,6 +36,7 @@ from selfparam_jax.jobs.workdir import bind_workdir, digest_inputs, read_workdir
 from selfparam_jax.models.attention import BLOCKS, check_backend, runs_on
 from selfparam_jax.reports.tables import counted
 from selfparam_jax.targets.choose_pairs import fitting_pairs
+from selfparam_jax.targets.distractors import check_room
 from selfparam_jax.targets.sentences import lengths_in_rows
 from selfparam_jax.targets.write_pairs import needs_writing
 from selfparam_jax.targets.writers import check_writer
@@ -124,6 +126,7 @@ def prepare(config: ConfigDict, workdir: str | pathlib.Path) -> Job:
     settings, documents, load = read_documents(settings, mesh)
     unrelated = read_unrelated(settings)
     general = read_general(settings)
+    check_reach(settings)
     settings_of_mesh = fit_batch(settings, mesh, workdir)
     model, recipe = load(), settings_of_mesh.recipe
     documents = with_passages(documents, recipe, load)
@@ -220,7 +223,12 @@ def with_whole_paths(settings: Settings) -> Settings:
         contexts=contexts,
         unrelated=settings.unrelated if settings.unrelated in ("examples", SELF) else whole(settings.unrelated),
         generator=dataclasses.replace(
-            settings.generator, file=whole(settings.generator.file), prompts=whole(settings.generator.prompts)
+            settings.generator,
+            model=settings.generator.model
+            if settings.generator.model == DEFAULT_MODEL
+            else whole(settings.generator.model),
+            file=whole(settings.generator.file),
+            prompts=whole(settings.generator.prompts),
         ),
         recommend=dataclasses.replace(
             settings.recommend,
@@ -363,6 +371,12 @@ def read_general(settings: Settings) -> list[str]:
     return load_texts(example_texts(settings.eval.general, "eval")) if settings.eval.general else []
 
 
+def check_reach(settings: Settings) -> None:
+    """Raises ValueError or OSError for a file of other wordings (`eval.reach_file`) that the job would read."""
+    if settings.job == "batch" and settings.eval.reach == "all":
+        read_variants(pathlib.Path(example_file(settings.eval.reach_file, "reach.jsonl")))
+
+
 def example_texts(source: str, part: str) -> str:
     """The file of the texts that come with the package ("examples"), to train on or to evaluate on; or the source."""
     return str(resource("examples", f"general_{part}.jsonl")) if source == "examples" else source
@@ -392,6 +406,8 @@ def check_job(job: Job) -> Job:
     """
     job = dataclasses.replace(job, documents=used_pairs(job.documents, job.prompt, job.recipe))
     check_lengths(job.model, job.prompt, job.documents)
+    limit = job.model.config.max_position_embeddings
+    check_room(job.documents, job.prompt, job.recipe.targets, job.recipe.seed, limit)
     return job
 
 

@@ -19,7 +19,8 @@ from selfparam_jax.data.passages import (
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.evaluation.questions import kinds_of, of_kind, summarize
 from selfparam_jax.reports.tables import counted
-from selfparam_jax.targets.write_pairs import read_written, text_digest, with_written_pairs
+from selfparam_jax.targets.texts import TextPair, with_split_texts
+from selfparam_jax.targets.write_pairs import read_written, text_digest, warn_of_unfinished, with_written_pairs
 from selfparam_jax.training.recipe import Recipe
 
 
@@ -53,6 +54,7 @@ def with_passages(
             made = _with_related(made, recipe, model)
     if written_before:
         written = read_written(file)
+        warn_of_unfinished(file)
         texts = {text_digest(each) for each in made}
         if (others := written.keys() - texts) and texts - written.keys():  # of a part of the documents is no mistake
             logging.warning(
@@ -61,6 +63,10 @@ def with_passages(
             )  # fmt: skip
         made = with_written_pairs(made, written, recipe.generator)
         made = [each for each in made if each.qa_pairs or not is_group(each)]
+        if any(isinstance(pair, TextPair) for each in made for pair in each.qa_pairs):
+            model = load()
+            prompt = Prompt(recipe.prompt, model.tokenizer, model.end_ids)
+            made = with_split_texts(made, prompt, recipe.train.seq_len)
     long = [source for source in group_passages(made) if isinstance(source.passages[0], Passage)]
     if long:
         groups = sum(is_group(each) for each in made)

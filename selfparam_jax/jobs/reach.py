@@ -11,12 +11,7 @@ from selfparam_jax.distributed import files
 from selfparam_jax.evaluation import reach
 from selfparam_jax.evaluation.questions import answer_records
 from selfparam_jax.jobs.bars import announced
-from selfparam_jax.jobs.inputs import Job
-
-
-def example_variants(source: str) -> pathlib.Path:
-    """The file of other wordings that "examples" means; others are left alone."""
-    return resource("examples", "reach.jsonl") if source == "examples" else pathlib.Path(source)
+from selfparam_jax.jobs.inputs import Job, example_file
 
 
 def measure_reach(
@@ -63,7 +58,7 @@ def measure_reach(
     }
     variants, probes = {}, None
     if level == "all":
-        variants = reach.read_variants(example_variants(source))
+        variants = reach.read_variants(pathlib.Path(example_file(source, "reach.jsonl")))
         probes = reach.read_probes(
             resource("examples", "unrelated_questions.jsonl"), resource("examples", "reach_probes.jsonl")
         )

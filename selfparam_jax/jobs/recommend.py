@@ -34,16 +34,21 @@ from selfparam_jax.jobs.evaluation import INJECTED
 from selfparam_jax.jobs.inputs import Job, example_file
 from selfparam_jax.jobs.progress import open_hooks
 from selfparam_jax.jobs.results import complete, tokens_per_second
+from selfparam_jax.jobs.settings import Settings
 from selfparam_jax.jobs.workdir import refuse_remade
 from selfparam_jax.reports.recommend import variant_name, write_scores
 from selfparam_jax.training.finetune import fine_tune
 from selfparam_jax.training.inject import Injection
 
+BOUND = "recommend.json"  # digests of the files of a test
+
 
 def run_recommend(job: Job, began: float) -> dict:
     """Runs the job; `began` is when, by `time.perf_counter`. Returns the content of results.json."""
     loaded = time.perf_counter()
-    names, items, turns = read_test(job)
+    names, items, turns, found = read_test(job.settings, job.workdir)
+    if not (bound := job.workdir / BOUND).exists():
+        files.write_json(bound, found)
     entries = [entry for name, entry in RECOMMENDERS.items() if name in {*job.settings.recommend.systems, INJECTED}]
     replies: dict[str, list[Reply]] = {}
     drift: dict[str, dict] = {}
@@ -108,13 +113,17 @@ def run_recommend(job: Job, began: float) -> dict:
     return complete(job.workdir, results)
 
 
-def read_test(job: Job) -> tuple[set[str], set[str], list[Turn]]:
-    """Names of entities, names of titles, and the test turns; the work directory is bound to their contents.
+def read_test(settings: Settings, workdir: pathlib.Path | None) -> tuple[set[str], set[str], list[Turn], dict]:
+    """Names of entities, names of titles, the test turns, and what the files' contents are known by.
+
+    Args:
+      settings: of the job.
+      workdir: its work directory, which may be bound to the contents of such files; None if there is none.
 
     Raises:
-      ValueError: another layout, or the files have changed since the job began.
+      ValueError, OSError: another layout, or the files have changed since the job began.
     """
-    config = job.settings.recommend
+    config = settings.recommend
     paths = {
         name: example_file(getattr(config, name), f"recommend_{name}{suffix}")
         for name, suffix in (("records", ".jsonl"), ("entities", ".json"), ("item_ids", ".json"))
@@ -123,15 +132,14 @@ def read_test(job: Job) -> tuple[set[str], set[str], list[Turn]]:
     items, turns = read_items(paths["item_ids"], entities), read_turns(paths["records"], entities)
     if config.turns > len(turns):
         raise ValueError(f"recommend.turns = {config.turns}, but there are {len(turns)} records; lower it")
-    found, bound = {name: files.digest(path) for name, path in paths.items()}, job.workdir / "recommend.json"
-    if not bound.exists():
-        files.write_json(bound, found)
-    elif different := [name for name, digest in files.read_json(bound).items() if digest != found.get(name)]:
+    found = {name: files.digest(path) for name, path in paths.items()}
+    bound = files.read_json(workdir / BOUND) if workdir is not None and (workdir / BOUND).exists() else found
+    if different := [name for name, digest in bound.items() if digest != found.get(name)]:
         raise ValueError(
-            f"{job.workdir} was begun with other {', '.join(different)} (recommend.{different[0]}); choose another "
+            f"{workdir} was begun with other {', '.join(different)} (recommend.{different[0]}); choose another "
             "directory, or restore the files"
         )
-    return set(entities.values()), items, turns[: config.turns or len(turns)]
+    return set(entities.values()), items, turns[: config.turns or len(turns)], found
 
 
 def train_recommender(job: Job, entry: RecommenderEntry) -> Injection | None:

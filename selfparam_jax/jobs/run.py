@@ -12,9 +12,11 @@ import time
 from absl import logging
 from ml_collections import ConfigDict
 
+from selfparam_jax.checkpoints.export import check_saved
 from selfparam_jax.data.documents import Document
 from selfparam_jax.data.passages import group_passages
 from selfparam_jax.distributed.watchdog import Watchdog
+from selfparam_jax.inference.decoding import answering
 from selfparam_jax.jobs.bars import announced
 from selfparam_jax.jobs.batch import run_batch
 from selfparam_jax.jobs.inputs import Job, bind_job, prepare, start_backend
@@ -53,7 +55,8 @@ def run_job(config: ConfigDict, workdir: str | pathlib.Path) -> dict:
         if lock.acquire():  # `prepare` has made the directory; another job may have, at the same time
             bind_job(job, config)
         try:
-            results = _run(job, began)
+            with answering(job.model.name):
+                results = _run(job, began)
         except Interrupted:
             raise
         except KeyboardInterrupt as stop:
@@ -75,6 +78,8 @@ def _run(job: Job, began: float) -> dict:
     if finished.exists():
         results = read_results(job.workdir)
         if not (missing := missing_systems(job, results)):
+            merged = job.workdir / "merged"
+            check_saved(merged, f"delete {merged} and {finished}, and run the job again: nothing is trained again")
             logging.info("%s is complete; nothing to do", job.workdir)
             return results
         logging.info("%s is complete but for %s", job.workdir, ", ".join(missing))

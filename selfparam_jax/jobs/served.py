@@ -11,7 +11,9 @@ NAME                 an adapter that was given as NAME=DIR
 import collections
 import dataclasses
 import difflib
+import errno
 import functools
+import os
 import pathlib
 import threading
 from collections.abc import Callable, Hashable, Sequence
@@ -160,6 +162,7 @@ class ServedModels:
 
         Raises:
           ValueError: there is none.
+          OSError: it is not in memory, and its files are no longer there.
         """
         kind, _, rest = name.partition(":")
         with self._lock:
@@ -259,6 +262,8 @@ class ServedModels:
     def _read_variant(
         self, name: str, job: Job, directory: pathlib.Path, scale: float, unfinished: bool = False
     ) -> Variant:
+        if not directory.is_dir():  # it was when the server started
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(directory))
         return self._variant(name, read_adapter(job, directory, unfinished), scale)
 
     def _add_adapter(self, name: str, directory: str) -> None:

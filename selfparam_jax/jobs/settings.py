@@ -84,15 +84,16 @@ class EvalConfig:
     reach_file: str = "examples"
 
     def __post_init__(self):
+        check_ranges(self, "eval")
         if self.reach not in LEVELS:
             raise ValueError(f"eval.reach = {self.reach!r}, expected one of {', '.join(map(repr, LEVELS))}")
-        check_ranges(self, "eval")
 
 
 # A section for each system that has settings of its own: a new system brings them along.
 BaselineOptions = dataclasses.make_dataclass(
     "BaselineOptions",
     [(name, entry.options, entry.options()) for name, entry in SYSTEMS.items() if entry.options],
+    namespace={"__post_init__": lambda self: check_ranges(self, "baselines")},
     frozen=True,
 )
 BaselineOptions.__doc__ = "The own settings of the systems that have some.\n\nAttributes:\n" + "\n".join(
@@ -256,6 +257,11 @@ class Settings:
                     f"{self.sequential.self_generated_per_epoch}, expected 0: these pairs are read by the model that "
                     "learns, whose states are not the teacher's; set it to 0, or teacher.model=''"
                 )
+        if self.targets.distractors and self.job in ("single", "sequential"):
+            raise ValueError(
+                f"targets.distractors = {self.targets.distractors} with job {self.job!r}, expected 0: it reads one "
+                "document at a time, so there are no others to stand beside it; set it to 0, or job=batch"
+            )
         again = self.sequential.replay_pairs or self.sequential.self_generated_per_epoch
         if self.job == "sequential" and self.train.teacher == "online" and again:
             raise ValueError(

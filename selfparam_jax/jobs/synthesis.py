@@ -19,6 +19,7 @@ from selfparam_jax.jobs.bars import announced, open_bar
 from selfparam_jax.reports.tables import counted
 from selfparam_jax.targets.choose_pairs import fits, fitting_pairs
 from selfparam_jax.targets.self_sampling import sample_texts, self_sampled
+from selfparam_jax.targets.texts import with_split_texts
 from selfparam_jax.targets.two_step import with_two_step_pairs
 from selfparam_jax.targets.write_pairs import (
     Score,
@@ -159,6 +160,7 @@ def write_missing_pairs(
     merged = [each for each in merged if each.qa_pairs or not is_group(each)]
     if prompt is None:  # nothing to measure lengths with
         return merged
+    merged = with_split_texts(merged, prompt, recipe.train.seq_len)
     given = {document.id: document for document in documents}
     kept = [_without_long_pairs(given[each.id], each, prompt, recipe) for each in merged]
     pairs, left = (sum(len(document.qa_pairs) for document in each) for each in (merged, kept))

@@ -17,7 +17,13 @@ from selfparam_jax.jobs.settings import Settings, read_settings
 from selfparam_jax.jobs.synthesis import write_missing_pairs
 from selfparam_jax.reports.written_pairs import inspect_pairs
 from selfparam_jax.targets.filter_pairs import filter_pairs
-from selfparam_jax.targets.write_pairs import describe_written, lost_pairs, read_written, written_about
+from selfparam_jax.targets.write_pairs import (
+    describe_written,
+    lost_pairs,
+    read_written,
+    warn_of_unfinished,
+    written_about,
+)
 from selfparam_jax.targets.writers import check_writer
 from selfparam_jax.training.other_teacher import named_teacher
 
@@ -94,4 +100,6 @@ def inspect_targets(config: ConfigDict, path: str | pathlib.Path, count: int) ->
     mesh = meshes.make_mesh(config=settings.mesh)
     _, documents, load = read_documents(settings, mesh)
     documents = with_passages(documents, settings.recipe, load)
-    return inspect_pairs(documents, read_written(path), settings.recipe.generator, count, settings.seed)
+    written = read_written(path)
+    warn_of_unfinished(path)
+    return inspect_pairs(documents, written, settings.recipe.generator, count, settings.seed)

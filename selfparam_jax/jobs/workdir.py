@@ -5,7 +5,6 @@ and pairs, unrelated and general texts, a teacher that is another model, and the
 directory made with others is refused with the names of what differs.
 """
 
-import errno
 import json
 import os
 import pathlib
@@ -18,6 +17,7 @@ from selfparam_jax.distributed.files import (
     DISK_ERRORS,
     StorageError,
     differences,
+    disk_error,
     flatten,
     read_json,
     read_log,
@@ -264,10 +264,6 @@ def check_whole(source: str | os.PathLike, done: int, total: int, what: str, unf
     logging.warning("%s is not finished (%s): it is taken as it is", source, state)
 
 
-# The same in the words of libraries, whose errors have no number.
-DISK_WORDS = {"No space left on device": errno.ENOSPC, "Disk quota exceeded": errno.EDQUOT}
-
-
 def refuse_remade(workdir: pathlib.Path) -> None:
     """Raises FileNotFoundError for a work directory that was removed, and made again by what was written since.
 
@@ -286,18 +282,12 @@ def storage_trouble(workdir: str | os.PathLike, error: BaseException) -> Storage
             f"{folder} {what}: it was removed or moved while the job was running, or its disk is no longer there; "
             "bring it back and give the same command again, or begin in another directory"
         )
-    chain, seen = error, []
-    while chain is not None and chain not in seen:
-        seen.append(chain)
-        number = chain.errno if isinstance(chain, OSError) else None
-        number = number or next((found for words, found in DISK_WORDS.items() if words in str(chain)), None)
-        if number in DISK_ERRORS:
-            place = getattr(chain, "filename", None) or folder
-            return StorageError(
-                f"{place}: {DISK_ERRORS[number]}; what was written before is whole: give the same command again when "
-                "that is mended, and it resumes"
-            )
-        chain = chain.__cause__ or chain.__context__
+    if found := disk_error(error):
+        number, place = found
+        return StorageError(
+            f"{place or folder}: {DISK_ERRORS[number]}; what was written before is whole: give the same command "
+            "again when that is mended, and it resumes"
+        )
     return None
 
 

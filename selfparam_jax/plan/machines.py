@@ -20,6 +20,7 @@ class Chip:
       per_device: what the maker's name counts for one device (v4 and v5p count cores, two to a device).
       cycle_flops: of a TPU, operations of all its matrix units in one cycle of the clock.
       axes: of a TPU, axes of the grid that devices are connected in; 0 for a GPU.
+      layers_ahead: how many layers' weights its compiler gathers before they are needed, beside those in use.
     """
 
     flops: float
@@ -29,6 +30,7 @@ class Chip:
     per_device: int = 1
     cycle_flops: float = 0.0
     axes: int = 0
+    layers_ahead: int = 0
 
     @property
     def compiler(self) -> str:
@@ -46,10 +48,10 @@ CHIPS = {
     "v5e": Chip(197e12, 16 * 2**30, 819e9, 100e9, 1, 2 * 4 * 128**2, 2),
     "v5p": Chip(459e12, 95 * 2**30, 2765e9, 300e9, 2, 2 * 8 * 128**2, 3),
     "v6e": Chip(918e12, 32 * 2**30, 1640e9, 224e9, 1, 2 * 4 * 256**2, 2),
-    "a100": Chip(312e12, 80e9, 2039e9, 300e9),
-    "h100": Chip(989e12, 80e9, 3350e9, 450e9),
-    "h200": Chip(989e12, 141e9, 4800e9, 450e9),
-    "b200": Chip(2250e12, 180e9, 8000e9, 900e9),
+    "a100": Chip(312e12, 80e9, 2039e9, 300e9, layers_ahead=1),
+    "h100": Chip(989e12, 80e9, 3350e9, 450e9, layers_ahead=1),
+    "h200": Chip(989e12, 141e9, 4800e9, 450e9, layers_ahead=1),
+    "b200": Chip(2250e12, 180e9, 8000e9, 900e9, layers_ahead=1),
 }
 
 

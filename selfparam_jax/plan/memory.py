@@ -150,6 +150,27 @@ def compile_training_step(
     return trace_training_step(here, config, mesh, params, lora).lower().compile()
 
 
+def gathered_layer(workload: Workload, params: dict, mesh: Mesh) -> float:
+    """Bytes of those weights of one layer that FSDP splits, on a device that has gathered them.
+
+    Args:
+      workload: its dtype.
+      params: shapes of the parameters (`laid_out_params`).
+      mesh: over which they are split.
+    """
+    count = mesh.shape["fsdp"]
+    if count == 1:
+        return 0.0
+
+    def is_split(leaf):
+        values = leaf.values if _is_int8(leaf) else leaf
+        return "fsdp" in jax.tree.leaves(tuple(values.sharding.spec))
+
+    layers = jax.tree.leaves(params["layers"], is_leaf=_is_int8)
+    number = jax.tree.leaves(params["layers"])[0].shape[0]
+    return held_bytes(list(filter(is_split, layers)), workload.item_bytes) * count / number
+
+
 def teacher_needs(
     workload: Workload, config: ModelConfig, mesh: Mesh, params: dict, context_tokens: int
 ) -> dict[str, float]:
@@ -227,8 +248,12 @@ def held_bytes(tree, float_bytes: int) -> float:
         return math.prod(leaf.sharding.shard_shape(leaf.shape))
 
     def held(leaf):
-        if isinstance(leaf, Int8Kernel):
+        if _is_int8(leaf):
             return size(leaf.values) + 4 * size(leaf.scale)
         return size(leaf) * float_bytes
 
-    return float(sum(map(held, jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, Int8Kernel)))))
+    return float(sum(map(held, jax.tree.leaves(tree, is_leaf=_is_int8))))
+
+
+def _is_int8(leaf: object) -> bool:
+    return isinstance(leaf, Int8Kernel)

@@ -21,6 +21,7 @@ from selfparam_jax.plan.machines import USABLE, Chip, Machine
 from selfparam_jax.plan.memory import (
     adapter_shapes,
     compile_training_step,
+    gathered_layer,
     held_bytes,
     laid_out_params,
     teacher_needs,
@@ -49,11 +50,12 @@ def make_plan(
 
     Returns:
       "machine", "mesh", "batch_size", "requested_batch_size", "seq_len", "remat", "base_weights"; bytes on a device
-      ("parameters", "adapter", "optimizer", "batch", "activations", "teacher_head", "total", "memory") and "fits",
-      where "teacher_head" is what stays of a teacher that is another model; "teacher": what `teacher_needs` gives and
-      "weights", those of such a teacher while it reads, or None; "teacher_store_per_token", bytes; "flops" and "sent"
-      (bytes by kind of collective) per step; "compute_s", "read_s", "send_s": the least time of each by the published
-      peaks; "step_s": the largest of them; "sentence_tokens_per_s" with full rows.
+      ("parameters", "adapter", "optimizer", "batch", "activations", "gathered_ahead", "teacher_head", "total",
+      "memory") and "fits", where "gathered_ahead" is of weights that the device's compiler gathers before they are
+      needed, and "teacher_head" is what stays of a teacher that is another model; "teacher": what `teacher_needs`
+      gives and "weights", those of such a teacher while it reads, or None; "teacher_store_per_token", bytes; "flops"
+      and "sent" (bytes by kind of collective) per step; "compute_s", "read_s", "send_s": the least time of each by
+      the published peaks; "step_s": the largest of them; "sentence_tokens_per_s" with full rows.
 
     Raises:
       ValueError: model and mesh do not go together.
@@ -78,6 +80,7 @@ def make_plan(
     work = costs(compiled.as_text(), math.ceil(positions / chunk), bytes_each)
     sizes = {"parameters": weights, "adapter": adapter, "optimizer": 2 * adapter, "batch": batch}
     sizes["activations"] = activations
+    sizes["gathered_ahead"] = machine.chip.layers_ahead * gathered_layer(workload, params, mesh)
     theirs = laid_out_params(teacher, mesh, workload.teacher_int8) if workload.teacher else None
     sizes["teacher_head"] = held_bytes(head_weight(theirs), bytes_each) if workload.teacher else 0.0
     total, chip = sum(sizes.values()), machine.chip

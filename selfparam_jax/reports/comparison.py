@@ -41,6 +41,23 @@ _EXPLANATIONS = f"""\
   {RIGHT_F1}."""
 
 
+FILES = ("compare.json", "compare.md", "norms.png", "pairs.png")
+
+
+def check_folder(folder: pathlib.Path) -> None:
+    """Raises ValueError if `write_comparison` could not write into a folder, or would replace another's files."""
+    if problem := files.refuse_folder(folder):
+        raise ValueError(problem)
+    files.check_own_json(folder / FILES[0], ("base", "dtype", "probe", "kl", "candidates", "pairs"))
+    for name in FILES[1:]:
+        files.refuse_other_than_file(folder / name)
+        if (folder / name).exists() and not (folder / FILES[0]).exists():
+            raise ValueError(
+                f"{folder / name}: is there without a {FILES[0]}, so it is of no earlier comparison, and would be "
+                "lost; choose another folder"
+            )
+
+
 def write_comparison(record: dict, folder: pathlib.Path) -> None:
     """Writes the four files. Without matplotlib the pictures are left out, and compare.md says how to install it.
 
@@ -129,7 +146,11 @@ def comparison_markdown(record: dict, pictures: bool = True) -> str:
         *_note_parts(record),
         "## Pairs",
         _pair_table(record),
-        *(f"{p['a']} and {p['b']}: {p['answers_note']}." for p in record["pairs"] if p["answers_note"]),
+        *(
+            f"{pair['a']} and {pair['b']}: {markdown_cell(pair['answers_note'], 600)}."
+            for pair in record["pairs"]
+            if pair["answers_note"]
+        ),
         "![Cosine and KL of all pairs](pairs.png)" if pictures else "",
         "## Deltas by module",
         _module_table(record),

@@ -21,10 +21,10 @@ def describe_plan(plan: dict) -> str:
     if note := rounding_note(plan):
         lines.append(note)
     lines += ["", "per device, GiB:"]
-    sizes = (*_SIZES[:-1], *(("teacher_head",) if plan["teacher_head"] else ()), _SIZES[-1])
-    lines += [f"  {name:<12} {plan[name] / _GIB:8.2f}" for name in sizes]
+    more = (name for name in ("gathered_ahead", "teacher_head") if plan[name])
+    lines += [f"  {name:<14} {plan[name] / _GIB:8.2f}" for name in (*_SIZES[:-1], *more, _SIZES[-1])]
     state = "fits" if plan["fits"] else "DOES NOT FIT"
-    lines.append(f"  of           {plan['memory'] / _GIB:8.2f}   {state} ({USABLE:.0%} usable)")
+    lines.append(f"  of             {plan['memory'] / _GIB:8.2f}   {state} ({USABLE:.0%} usable)")
     if reading := plan["teacher"]:
         need = plan["parameters"] + reading["weights"] + reading["context"] + reading["reading"]
         own = f"its weights {reading['weights'] / _GIB:.2f}, " if reading["weights"] else ""
@@ -110,14 +110,14 @@ def plan_table(plans: Sequence[dict], remarks: Sequence[str]) -> str:
     """
     rows = []
     for plan, remark in zip(plans, remarks, strict=True):
-        size = {name: plan[name] / _GIB for name in (*_SIZES, "memory")}
+        size = {name: plan[name] / _GIB for name in (*_SIZES, "gathered_ahead", "memory")}
         rows.append(
             (
                 plan["machine"],
                 " x ".join(str(part) for part in plan["mesh"].values()),
                 f"{size['parameters']:.2f}",
                 f"{size['adapter'] + size['optimizer']:.2f}",
-                f"{size['activations']:.2f}",
+                f"{size['activations'] + size['gathered_ahead']:.2f}",
                 f"{size['total']:.2f}",
                 f"{size['memory']:.0f}",
                 f"{sum(plan['sent'].values()) / 1e9:.1f}",

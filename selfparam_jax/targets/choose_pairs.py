@@ -15,6 +15,7 @@ from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.distributed.files import read_lines, write_lines
 from selfparam_jax.targets.config import TargetConfig
 from selfparam_jax.targets.filter_pairs import answer_shape
+from selfparam_jax.targets.texts import TextPair, fits
 
 # Answers all questions of documents with the document in the prompt: for each document and question {"answer", "f1"},
 # f1 against the question's first answer (`evaluation.questions.answer_questions`).
@@ -74,12 +75,6 @@ def fitting_pairs(document: Document, prompt: Prompt, seq_len: int) -> Document:
     return _with_pairs(document, [pair for pair in document.qa_pairs if fits(pair, prompt, seq_len)])
 
 
-def fits(pair: QAPair, prompt: Prompt, seq_len: int) -> bool:
-    """Whether a pair is no longer than a training row, the prompt's first ids included."""
-    sentence = prompt.question(pair.question) + prompt.answer(pair.answer)
-    return len(prompt.start_ids) + len(sentence) <= seq_len
-
-
 def agreeing_documents(
     documents: Sequence[Document],
     mode: str,
@@ -87,7 +82,7 @@ def agreeing_documents(
     ask: Ask,
     path: str | os.PathLike | None = None,
 ) -> list[Document]:
-    """The documents with the pairs that the teacher agrees with.
+    """The documents with the pairs that the teacher agrees with, and all their texts, which have no one right answer.
 
     Args:
       documents: with the pairs that the teacher is asked about.
@@ -103,7 +98,7 @@ def agreeing_documents(
     Raises:
       ValueError: an unknown mode.
     """
-    wanted = {(document.id, p.question, p.answer) for document in documents for p in document.qa_pairs}
+    wanted = {(document.id, p.question, p.answer) for document in documents for p in _asked(document)}
     lines = read_lines(path) if path is not None else []
     known = {(line["context"], line["question"], line["answer"]): line for line in lines}
     if wanted - known.keys():
@@ -112,7 +107,7 @@ def agreeing_documents(
                 document,
                 questions=tuple(
                     Question(p.question, (p.answer,))
-                    for p in dict.fromkeys(document.qa_pairs)
+                    for p in dict.fromkeys(_asked(document))
                     if (document.id, p.question, p.answer) not in known
                 ),
             )
@@ -130,9 +125,15 @@ def agreeing_documents(
             write_lines(path, known.values(), sealed=True)
     made = []
     for document in documents:
-        answered = [known[document.id, p.question, p.answer] for p in document.qa_pairs]
-        made.append(_with_pairs(document, _agreeing(answered, mode, least)))
+        answered = [known[document.id, p.question, p.answer] for p in _asked(document)]
+        texts = [pair for pair in document.qa_pairs if isinstance(pair, TextPair)]
+        made.append(_with_pairs(document, [*_agreeing(answered, mode, least), *texts]))
     return made
+
+
+def _asked(document: Document) -> list[QAPair]:
+    """The pairs that a teacher can agree with."""
+    return [pair for pair in document.qa_pairs if not isinstance(pair, TextPair)]
 
 
 def _agreeing(records: Sequence[dict], mode: str, least: float) -> list[QAPair]:

@@ -51,6 +51,9 @@ class TargetConfig:
       two_step_pairs: questions that need two documents, at most this many for each two of which one describes the
         other by its title ("How long is the ship that ... designed?"); made by rule from the pairs of both, and read
         by the teacher with both. 0 makes none (nor does job "single").
+      distractors: how many other documents of the job, drawn by the seed, stand before and after the right one where
+        the teacher reads a pair; 0: the document alone. Not for jobs "single" and "sequential", which read one
+        document at a time.
       answer_shape: use only pairs whose answer is "short" (up to six words) or a "sentence" (more); "any" uses both.
       agreement: what to do with a pair when the teacher, with the document in the prompt, gives another answer:
         "none" (nothing), "keep" (use only pairs whose answer has a token F1 of at least `least_agreement` with the
@@ -92,6 +95,7 @@ class TargetConfig:
     formats: str = AUTO
     dated: bool = False
     two_step_pairs: Annotated[int, Range(0, MOST)] = 0
+    distractors: Annotated[int, Range(0, 1000)] = 0
     answer_shape: str = "any"
     agreement: str = "none"
     least_agreement: Annotated[float, SHARE] = 1.0
@@ -164,6 +168,9 @@ class GeneratorConfig:
     """How question-answer pairs are written, and which of them are used.
 
     Attributes:
+      model: another model than the base that writes, for targets.generator "local", named as the setting `model`
+        names one. Its tokenizer may be another. It is in memory beside the base while pairs are written, and let go
+        before anything is trained; `teacher_scores` are still the teacher's. "": the base writes.
       file: JSONL file of written pairs; "" is pairs.jsonl in the work directory. A file that `selfparam targets` has
         written serves any number of runs; with targets.generator "none" or "auto" it is only read.
       form: how a model is asked: "chat", through its chat template, or "completion", as a text to continue (for base
@@ -175,13 +182,15 @@ class GeneratorConfig:
       rounds: how often each document is asked about. In form "chat" later rounds are told which pairs there are.
       replies: replies sampled per document and round, shared among the kinds of prompts by their weight.
       pairs_per_reply: how many pairs a chat prompt asks for.
-      reply_tokens: a reply is cut off after this many tokens; a chat needs about 40 per pair.
+      reply_tokens: a reply is cut off after this many tokens; a chat needs about 40 per pair, a text some 300.
       temperature: of the sampling, above 0.
       top_p: sample from the most likely tokens that together have this probability, above 0 and at most 1.
       prompts: TOML file of prompts in the form of the packaged question_prompts.toml; "" is that file.
-      kinds: use only these kinds of its prompts; () means all of the form.
+      kinds: use only these kinds of its prompts; () means all of the form but the optional ones (texts, dialogues,
+        tasks), ("all",) means these, too.
       teacher_scores: whether to score pairs by the likelihood that the teacher gives to their answer.
-      least_support: smallest share of an answer's words that must occur in the document, 0 to 1.
+      least_support: smallest share of an answer's words that must occur in the document, 0 to 1; of a text, also of
+        its names and numbers.
       least_likelihood: smallest geometric mean probability per token that the teacher, with the document in the
         prompt, must give to the answer; 0 to below 1. Needs `teacher_scores`.
       least_gain: by how much that must exceed the same without the document; 0 to below 1. Needs `teacher_scores`.
@@ -191,6 +200,7 @@ class GeneratorConfig:
       seed: of the sampling.
     """
 
+    model: str = ""
     file: str = ""
     form: str = "completion"
     wordings: Annotated[int, Range(1, 1000)] = 3
@@ -213,11 +223,10 @@ class GeneratorConfig:
     seed: Annotated[int, SEED] = dataclasses.field(default=0, metadata={"derived": True})
 
     def __post_init__(self):
+        check_ranges(self, "generator")
         _check_choice("targets.generator", self.generator, GENERATORS)
         _check_choice("targets.answer_shape", self.answer_shape, SHAPES)
         _check_choice("generator.form", self.form, FORMS)
-        check_ranges(self, "generator")
-        _check_names("generator.kinds", self.kinds)
         if self.generator == "endpoint" and self.form != "chat":
             raise ValueError(
                 f"generator.form = {self.form!r}, but an endpoint answers chats only; set generator.form=chat"
@@ -266,15 +275,14 @@ class EndpointConfig:
     omit: tuple[str, ...] = ()
 
     def __post_init__(self):
-        _check_url(self.base_url)
         check_ranges(self, "endpoint")
+        _check_url(self.base_url)
         if self.budget and not (self.price_in or self.price_out):
             raise ValueError(
                 f"endpoint.budget = {self.budget:g}, but both prices are 0, so it would never be reached; "
                 "set endpoint.price_in and endpoint.price_out (per million tokens), or use endpoint.token_budget"
             )
         _check_choice("endpoint.limit_name", self.limit_name, LIMIT_NAMES)
-        _check_names("endpoint.omit", self.omit)
         if unknown := set(self.omit) - set(MAY_OMIT):
             raise ValueError(f"endpoint.omit = {sorted(unknown)}, expected some of {', '.join(MAY_OMIT)}")
 
@@ -296,11 +304,6 @@ def import_synthesis(name: str) -> types.ModuleType:
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} = {value!r}, expected one of {', '.join(allowed)}")
-
-
-def _check_names(name: str, value: object) -> None:
-    if isinstance(value, str):
-        raise ValueError(f"{name} = {value!r}, expected a tuple of names; write ({value!r},)")
 
 
 def _two_weights(text: str) -> tuple[float, float]:

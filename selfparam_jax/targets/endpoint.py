@@ -277,6 +277,8 @@ class EndpointWriter:
       concurrency: requests under way at once; as many threads may well call `write`.
     """
 
+    fingerprint = ""  # a server does not tell which weights it has
+
     def __init__(self, config: EndpointConfig, generator: GeneratorConfig, path: str | os.PathLike):
         """Opens a file of replies; nothing is asked yet.
 

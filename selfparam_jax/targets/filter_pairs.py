@@ -14,6 +14,7 @@ from selfparam_jax.data.documents import QAPair
 from selfparam_jax.data.scripts import UNSPACED, count_words, segment
 from selfparam_jax.targets.config import GeneratorConfig, import_synthesis
 from selfparam_jax.targets.grounded.writer import KIND
+from selfparam_jax.targets.texts import TextPair, sentences_of
 
 SHORT_WORDS = 6  # the longest answer that counts as short
 REASONS = ("kept", "wrong_shape", "unsupported", "unlikely", "duplicate")
@@ -47,10 +48,15 @@ def reasons(records: Sequence[dict], known: Sequence[QAPair], config: GeneratorC
     # What the rules make has other wordings of the same fact on purpose.
     ruled = [pair for pair, n in first.items() if records[n]["prompt"].startswith(KIND)]
     asked = {pair.question.casefold() for pair in known}
+    # Several texts answer the same question.
+    texts = [pair for pair in first if isinstance(pair, TextPair)]
     others, _ = drop_near_duplicates(
-        [pair for pair in first if pair not in set(ruled)], known, threshold=config.duplicate_threshold
+        [pair for pair in first if pair not in {*ruled, *texts}],
+        [pair for pair in known if not isinstance(pair, TextPair)],
+        threshold=config.duplicate_threshold,
     )
-    for pair in [*others, *(pair for pair in ruled if pair.question.casefold() not in asked)]:
+    texts = _different_texts(texts, known, config.duplicate_threshold)
+    for pair in [*others, *texts, *(pair for pair in ruled if pair.question.casefold() not in asked)]:
         found[first[pair]] = "kept"
     return found
 
@@ -104,7 +110,24 @@ def describe_losses(documents: Sequence[tuple[Sequence[dict], Sequence[QAPair]]]
 
 def pair_of(record: dict) -> QAPair:
     """The question and answer of a line of a pairs file."""
-    return QAPair(record["question"], record["answer"])
+    kind = TextPair if record.get("text") else QAPair
+    return kind(record["question"], record["answer"])
+
+
+def _different_texts(texts: Sequence[TextPair], known: Sequence[QAPair], threshold: float) -> list[TextPair]:
+    """The texts without those that say nearly the same as one before, by rapidfuzz's `ratio` of their letters."""
+    if not texts:
+        return []
+    rapidfuzz = import_synthesis("rapidfuzz")
+    seen, kept = [pair.answer for pair in known if isinstance(pair, TextPair)], []
+    for pair in texts:
+        if (
+            rapidfuzz.process.extractOne(pair.answer, seen, scorer=rapidfuzz.fuzz.ratio, score_cutoff=threshold)
+            is None
+        ):
+            kept.append(pair)
+            seen.append(pair.answer)
+    return kept
 
 
 def _likely(record: dict, config: GeneratorConfig) -> bool:
@@ -239,6 +262,23 @@ def string_support(answer: str, context: str) -> float:
         return 1.0
     known = {form for word in _words(context) for form in _singulars(word.casefold())}
     return sum(any(form in known for form in _singulars(word)) for word in content) / len(content)
+
+
+def text_support(text: str, context: str) -> float:
+    """`string_support` of a text, or the share of its names and numbers that occur in the document if that is less.
+
+    A name is a word with a capital that does not begin a sentence. A text of many words may well have all of its
+    invented names among the few that the document does not have.
+    """
+    named = []
+    for sentence in sentences_of(text):
+        first, *others = _words(sentence) or [""]
+        others = [word for word in others if word.casefold() not in _LITTLE]
+        named += [word for word in others if word[0].isupper() or any(map(str.isdigit, word))]
+        named += [first] if any(map(str.isdigit, first)) else []
+    known = {form for word in _words(context) for form in _singulars(word.casefold())}
+    found = sum(any(form in known for form in _singulars(word.casefold())) for word in named)
+    return min(string_support(text, context), found / len(named) if named else 1.0)
 
 
 def _unspaced_support(content: Sequence[str], context: str) -> float:

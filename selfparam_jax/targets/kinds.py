@@ -5,7 +5,6 @@ enter it there.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +21,7 @@ from selfparam_jax.targets.dates import date_of, date_pairs, split_date
 from selfparam_jax.targets.formats.contrast import contrast_sentences, exchange_sentences
 from selfparam_jax.targets.formats.forms import FORMS, Pairs, chosen_forms, turns
 from selfparam_jax.targets.sentences import Sentence, context_groups
+from selfparam_jax.targets.texts import sentences_of
 
 LEAST_TAIL = 8  # tokens of a tail that begins at a random token, if the document is long enough
 
@@ -153,7 +153,7 @@ def _qa(request: Request) -> list[Sentence]:
         raise ValueError(
             f"targets.formats = {config.formats!r}, but the model has no chat template; add 'reading' or 'bare'"
         )
-    texts = [split_sentences(document.text) for document in documents] if "chat" in forms else []
+    texts = [sentences_of(document.text) for document in documents] if "chat" in forms else []
     sentences, first = [], 0
     for form, share in forms.items():
         first += len(documents) if form != "reading" else 0
@@ -188,12 +188,6 @@ def _taking_turns(made: Sequence[Sentence], share: float, request: Request) -> l
     order = np.random.default_rng([request.seed, 3]).permutation(len(made)).tolist()
     due = dict(zip(order, turns(len(made), per_epoch, request.epochs), strict=True))
     return [dataclasses.replace(each, epochs=due[i]) for i, each in enumerate(made) if due[i]]
-
-
-def split_sentences(text: str) -> list[str]:
-    """The sentences of a text."""
-    starts = [*sentence_starts(text), len(text)]
-    return [text[begin:end].strip() for begin, end in itertools.pairwise(starts)]
 
 
 # --- tails ----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Reads question-answer pairs out of the replies of a language model.
+"""Reads question-answer pairs, or a text, out of the replies of a language model.
 
 A reply is untrusted text. It is only ever cut and matched; nothing in it is executed, and a chat marker in it ends
 it, so the pairs can be put into a later prompt without opening a turn. The prompts that ask for pairs are in
@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Iterator
 
 from selfparam_jax.data.documents import QAPair
+from selfparam_jax.data.sentences import sentence_starts
 from selfparam_jax.targets.config import import_synthesis
 
 # What chat templates mark turns with; the reply ends there, as the tokenizer that reads it next knows no difference.
@@ -82,6 +83,12 @@ _QUESTION_WORD = re.compile(
     r"|had|should|may|in|on|at|for|from|to|by|under|during|after|before|according)\b"
 )
 _OPENING = re.compile(r"(?i)(?:sure|here|below|ok|okay|of course|certainly|the following|questions?|answers?)\b.*:$")
+# What a text begins with that names its kind, and what a sentence ends with.
+_TEXT_LABEL = re.compile(
+    r"(?i)^(?:(?:short )?summary|rewritten (?:text|version|document)|rewrite|(?:list of )?facts|implications"
+    r"|(?:study )?notes|text|result|answer)\s*[:：]\s*"
+)
+_SENTENCE_END = re.compile(r"[.!?…:;。！？؟।][\"”’»」』)\]]*$")
 # Lines that end an answer and belong to no pair: closing words, rulers, fences, headings, remarks on a pair.
 _REMARK = re.compile(
     r"(?i)(?:let me know|i hope|hope (?:this|these|that)|feel free|these (?:questions|pairs)|please (?:let|note)"
@@ -107,14 +114,9 @@ def parse_pairs(text: str, complete: bool = True) -> list[QAPair]:
       the pairs in the reply's order; every question and answer is one line of text that is not empty and holds
       no control characters, markdown emphasis or chat markers.
     """
-    text = _visible(text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n"))
-    text = _without_thoughts(text)
-    if marker := _MARKER.search(text):  # the turn was ended, so its last answer is whole
-        text, complete = text[: marker.start()], True
-    text = re.sub(r"(?i)^\s*+[#*]*+[ \t]*(?:assistant|response)[ \t*]*:", "", text)
+    text, complete = _own_turn(text, complete)
     text = _known_labels(_INLINE_FENCE.sub("\n", _without_elements(text)))
-    if turn := _TURN.search(text):
-        text, complete = text[: turn.start()], True
+    text, complete = _before_turn(text, complete)
     for reader in (_json_pairs, _table_pairs, _line_pairs):
         found, finished = reader(text)
         # Read as JSON or table only if that gives a pair; an answer may hold a bracket or a bar.
@@ -133,6 +135,59 @@ def parse_pairs(text: str, complete: bool = True) -> list[QAPair]:
         if max(map(len, cleaned)) > 1:
             break
     return pairs
+
+
+def parse_text(text: str, complete: bool = True) -> str:
+    """Reads a reply that is a text; paragraphs and the entries of lists become sentences in a row.
+
+    Headings, rulers, what introduces the text ("Here is a summary:") and remarks are left out. The reply ends at the
+    first chat marker.
+
+    Args:
+      text: the reply.
+      complete: whether the model ended the reply itself. False, the reply was cut at a limit: its last sentence is
+        left out, unless a line break follows it.
+
+    Returns:
+      one line of text without control characters, markdown emphasis or chat markers; "" for a reply without a whole
+      sentence.
+    """
+    text, complete = _before_turn(*_own_turn(text, complete))
+    lines = text.split("\n")
+    found = []
+    for number, line in enumerate(lines):
+        said = _text_line(line)
+        if said and not complete and number == len(lines) - 1:
+            said = said[: sentence_starts(said)[-1]].strip()
+        elif said and not _SENTENCE_END.search(said):
+            said += "."
+        found += [said] if said else []
+    return _MARKER.split(" ".join(found), 1)[0].strip()
+
+
+def _text_line(line: str) -> str:
+    """A line of a text without marks of lists and emphasis; "" for one that says nothing of its own."""
+    bare = re.sub(r"^\s*(?:>\s*)*", "", line)
+    if bare.startswith("#") or re.fullmatch(r"\*\*[^*]+\*\*:?\s*", bare) or _OPENING.fullmatch(bare.strip()):
+        return ""
+    bare = _NUMBERED.sub("", _BULLET.sub("", bare))
+    said = re.sub(_TEXT_LABEL, "", _clean(bare))
+    return said if re.search(r"[^\W_]", said) and not _REMARK.match(said) else ""
+
+
+def _own_turn(text: str, complete: bool) -> tuple[str, bool]:
+    """A reply without reasoning and hidden characters, up to the first chat marker, and whether it is whole."""
+    text = _visible(text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n"))
+    text = _without_thoughts(text)
+    if marker := _MARKER.search(text):  # the turn was ended, so its last answer is whole
+        text, complete = text[: marker.start()], True
+    return re.sub(r"(?i)^\s*+[#*]*+[ \t]*(?:assistant|response)[ \t*]*:", "", text), complete
+
+
+def _before_turn(text: str, complete: bool) -> tuple[str, bool]:
+    """A reply up to a next turn in plain text, and whether it is whole."""
+    turn = _TURN.search(text)
+    return (text[: turn.start()], True) if turn else (text, complete)
 
 
 def _without_thoughts(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The prompts that ask a model for question-answer pairs: kinds, read from a TOML file, and their rendering."""
+"""The prompts that ask a model for pairs, or for a text: kinds, read from a TOML file, and their rendering."""
 
 import dataclasses
 import difflib
@@ -15,8 +15,9 @@ from selfparam_jax.targets.config import ANSWER_SHAPES, FORMS, GeneratorConfig
 
 PROMPTS_FILE = pathlib.Path(__file__).with_name("question_prompts.toml")
 _REQUIRED = ("instruction", "weight", "answer_shape")
-_FIELDS = (*_REQUIRED, "form", "begin", "told", "taken")
+_FIELDS = (*_REQUIRED, "form", "begin", "told", "taken", "optional", "ask", "plan")
 _PLACEHOLDERS = ("{context}", "{count}", "{earlier}", "{pairs}", "{examples}")
+ALL = "all"  # in generator.kinds: the optional kinds, too
 _PLACEHOLDER = re.compile(r"\{\s*\w*\s*\}")
 
 
@@ -33,6 +34,7 @@ class PromptKind:
       begin: what the replies of a completion begin with, one after the other.
       told: how many known pairs fill {pairs}, and how many questions {earlier}; 0 means all that the caller passes.
       taken: how many pairs of a reply are used, 0 for all.
+      optional: whether it is asked for only where `generator.kinds` names it.
     """
 
     name: str
@@ -43,13 +45,22 @@ class PromptKind:
     begin: tuple[str, ...] = ("",)
     told: int = 0
     taken: int = 0
+    # Which kinds are asked for, a file of pairs knows by their names.
+    optional: bool = dataclasses.field(default=False, repr=False)
 
     @property
     def builds_on_pairs(self) -> bool:
         """Whether it needs known pairs."""
         return "{pairs}" in self.instruction
 
-    def render(self, context: str, count: int, earlier: Sequence[str] = (), pairs: Sequence[QAPair] = ()) -> str:
+    def render(
+        self,
+        context: str,
+        count: int,
+        earlier: Sequence[str] = (),
+        pairs: Sequence[QAPair] = (),
+        plan: str = "",
+    ) -> str:
         """The text to send; the text that is filled in is never read as a template itself.
 
         Args:
@@ -57,6 +68,7 @@ class PromptKind:
           count: how many pairs to ask for.
           earlier: questions not to repeat; without any, the paragraph with {earlier} is left out.
           pairs: known pairs for {pairs}. Both are ignored if the template has no place for them.
+          plan: what the model has planned to write, for {plan}.
 
         Returns:
           the text of the prompt.
@@ -84,9 +96,33 @@ class PromptKind:
                 for pair in pairs
             ),
             "{examples}": FEW_SHOT_EXAMPLES.rstrip("\n"),
+            "{plan}": plan,
         }
         # In one pass: str.replace for one placeholder after the other would also replace inside the context.
         return _PLACEHOLDER.sub(lambda match: values[match.group()], template).strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class TextKind(PromptKind):
+    """One way to ask for a text about a document, which answers a question that we ask.
+
+    Attributes:
+      ask: the questions, with {title} for what the document is about; they take turns.
+      plan: an instruction that the model reads first; its reply stands for {plan} in `instruction`. "" for none.
+    """
+
+    ask: tuple[str, ...] = ()
+    plan: str = ""
+
+    def question(self, topic: str, number: int) -> str:
+        """What the text number `number` about a document answers."""
+        return self.ask[number % len(self.ask)].replace("{title}", topic)
+
+    def first_instruction(self, context: str) -> str:
+        """The instruction that the model reads with a document before any other."""
+        if not self.plan:
+            return self.render(context, 1)
+        return self.plan.strip().replace("{context}", context)
 
 
 def load_prompts(path: str | os.PathLike | None = None) -> dict[str, PromptKind]:
@@ -121,13 +157,16 @@ def chosen_kinds(config: GeneratorConfig) -> list[PromptKind]:
       ValueError: a kind that the file of prompts does not have in this form; `load_prompts`'s errors.
     """
     kinds = {name: kind for name, kind in load_prompts(config.prompts or None).items() if kind.form == config.form}
+    if config.kinds == (ALL,) and kinds:
+        return list(kinds.values())
     unknown = set(config.kinds) - kinds.keys()
-    if unknown or not kinds:
+    chosen = [kind for name, kind in kinds.items() if (name in config.kinds if config.kinds else not kind.optional)]
+    if unknown or not chosen:
+        names = f"{ALL!r} or some of {', '.join(kinds)}" if kinds else "a file of prompts with a kind of this form"
         raise ValueError(
-            f"generator.kinds = {sorted(unknown)} with form {config.form!r}, expected some of "
-            f"{', '.join(kinds) or 'none: the file of prompts has no kind of this form'}"
+            f"generator.kinds = {sorted(unknown) or list(config.kinds)} with form {config.form!r}, expected {names}"
         )
-    return [kind for name, kind in kinds.items() if not config.kinds or name in config.kinds]
+    return chosen
 
 
 def replies_per_kind(kinds: Sequence[PromptKind], replies: int) -> dict[str, int]:
@@ -161,10 +200,46 @@ def _prompt_kind(name: str, table: object, where: str) -> PromptKind:
     form = table.get("form", "chat")
     if form not in FORMS:
         raise ValueError(f"{where}: got form = {form!r}, expected 'chat' or 'completion'; choose one")
+    if not isinstance(optional := table.get("optional", False), bool):
+        raise ValueError(f"{where}: got optional = {optional!r}, expected true or false; correct it")
+    begin = _beginnings(table.get("begin", [""]), form, where)
+    fields = (name, table["instruction"], float(weight), shape, form, begin)
+    if "ask" in table or "plan" in table:
+        return TextKind(*fields, optional=optional, **_text_fields(table, where))
     _check_instruction(table["instruction"], form, where)
     numbers = {field: _whole_number(table.get(field, 0), field, where) for field in ("told", "taken")}
-    begin = _beginnings(table.get("begin", [""]), form, where)
-    return PromptKind(name, table["instruction"], float(weight), shape, form, begin, **numbers)
+    return PromptKind(*fields, **numbers, optional=optional)
+
+
+def _text_fields(table: dict, where: str) -> dict:
+    """What only a kind of text has."""
+    ask, plan = table.get("ask"), table.get("plan", "")
+    if not isinstance(ask, list) or not ask:
+        raise ValueError(f"{where}: got ask = {ask!r}, expected a list of at least one question; correct it")
+    for text in ask:
+        _check_placeholders(text, ("{title}",), "ask", where)
+    if table["answer_shape"] != "sentence" or "told" in table or "taken" in table:
+        raise ValueError(
+            f"{where}: got a kind of text (it has 'ask') with another answer_shape than 'sentence', or with told or "
+            "taken, which are for pairs; correct it"
+        )
+    _check_placeholders(
+        table["instruction"], ("{context}", "{plan}") if plan else ("{context}",), "instruction", where
+    )
+    if "plan" in table:
+        _check_placeholders(plan, ("{context}",), "plan", where)
+    return {"ask": tuple(ask), "plan": plan}
+
+
+def _check_placeholders(text: object, expected: tuple[str, ...], field: str, where: str) -> None:
+    """Raises ValueError for what is no string, or has other placeholders than these."""
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: got {field} = {text!r}, expected a string; put it into quotes")
+    if (used := {*_PLACEHOLDER.findall(text)}) != {*expected}:
+        raise ValueError(
+            f"{where}: got {field} with {', '.join(sorted(used)) or 'no placeholder'}, expected "
+            f"{' and '.join(expected)}; correct it"
+        )
 
 
 def _check_instruction(instruction: object, form: str, where: str) -> None:

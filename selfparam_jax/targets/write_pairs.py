@@ -1,4 +1,6 @@
-"""Question-answer pairs about documents, written by a model and kept as they arrive.
+"""Question-answer pairs and texts about documents, written by a model and kept as they arrive.
+
+A text (a summary, a list of facts) is a pair, too: its prompt brings the question that it answers (`texts.TextPair`).
 
 The work is cut into units: one document in one round, with a few replies for every kind of prompt. The pairs of a
 unit are appended to a JSONL file in one write, with a line about the unit last. A killed run repeats the unit it was
@@ -19,19 +21,31 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from absl import logging
 
 from selfparam_jax.data.documents import Document, QAPair, Question
-from selfparam_jax.distributed.files import differences, read_lines, write_lines
+from selfparam_jax.distributed.files import cut_line, differences, read_lines, write_lines
 from selfparam_jax.distributed.processes import is_main_process
 from selfparam_jax.targets.config import GeneratorConfig
-from selfparam_jax.targets.filter_pairs import describe_losses, filter_pairs, pair_of, string_support
+from selfparam_jax.targets.filter_pairs import (
+    describe_losses,
+    filter_pairs,
+    pair_of,
+    string_support,
+    text_support,
+)
 from selfparam_jax.targets.grounded.writer import KIND, GroundedWriter
-from selfparam_jax.targets.parse_pairs import parse_pairs
-from selfparam_jax.targets.question_prompts import PromptKind, chosen_kinds, replies_per_kind
+from selfparam_jax.targets.parse_pairs import parse_pairs, parse_text
+from selfparam_jax.targets.question_prompts import PromptKind, TextKind, chosen_kinds, replies_per_kind
+from selfparam_jax.targets.replies import Reply
+from selfparam_jax.targets.texts import TextPair, topic_of
 from selfparam_jax.targets.writers import BY_RULES, Writer
 
 MOST_TOLD = 16  # pairs that a prompt names as known: it must not outgrow the document
 
+_DOCUMENT = re.compile(r'"context": ("(?:[^"\\]|\\.)*")')  # in a line that may be cut off
 _ANSWER_LINE = re.compile(r"(?m)^(Answer:.*\S.*)\n")
 
 # The teacher's likelihood of each pair's answer with the document in the prompt, and without it.
@@ -67,6 +81,8 @@ class PairsFile:
         old, lines = settings, []
         if self._path.exists() and self._path.stat().st_size:
             old, lines = _read_finished(self._path)
+            if unfinished := unfinished_unit(self._path):
+                logging.info("%s, and is written again", unfinished)
         different = differences(old, settings)
         if different:
             changes = "\n".join(different)
@@ -80,7 +96,17 @@ class PairsFile:
         write_lines(self._path, [{"settings": settings}, *lines])
 
     def append(self, unit: dict, pairs: Sequence[dict]) -> None:
-        """Adds a finished unit with its pairs; on disk when this returns."""
+        """Adds a finished unit with its pairs; on disk when this returns.
+
+        Raises:
+          ValueError: another model of the same name wrote the file's other units.
+        """
+        for other in self.units.values():
+            if {"writer"} <= unit.keys() & other.keys() and unit["writer"] != other["writer"]:
+                raise ValueError(
+                    f"{self._path} was begun by another model of the same name: got weights with the fingerprint "
+                    f"{unit['writer'][:12]}, expected {other['writer'][:12]}; choose another file, or that model"
+                )
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [*pairs, unit])
         with self._lock:
             if is_main_process():
@@ -167,6 +193,26 @@ def read_written(path: str | os.PathLike) -> dict[str, list[dict]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; write it with `selfparam targets`, or check the path")
     return by_digest(_read_finished(path)[1])
+
+
+def unfinished_unit(path: str | os.PathLike) -> str:
+    """What to say of the last unit of a pairs file if it was not finished, so that it is not read; else ""."""
+    lines, (cut, piece) = read_lines(path), cut_line(path)
+    begun = list(itertools.takewhile(lambda line: "kinds" not in line, lines[:0:-1]))
+    if not begun and not cut:
+        return ""
+    found = _DOCUMENT.search(json.dumps(begun[-1]) if begun else piece)
+    about = f", about {json.loads(found[1])!r}," if found else ""
+    first = len(lines) - len(begun) + 1
+    return f"{path}, line {first}: the last unit{about} was not finished ({len(begun)} whole lines of it)"
+
+
+def warn_of_unfinished(path: str | os.PathLike) -> None:
+    """Warns if the last unit of a pairs file was not finished: its pairs are not used."""
+    if unfinished := unfinished_unit(path):
+        logging.warning(
+            "%s; it is not used (the command that writes the file writes it again, or give a whole copy)", unfinished
+        )
 
 
 SHOWN = 8  # pairs of a document that a report shows
@@ -343,50 +389,95 @@ def _do_unit(document: Document, turn: int, kinds, writer: Writer, config: Gener
     if len(kept) >= config.pairs_per_context or _key(unit) in file.units:
         return
     began = time.perf_counter()
-    asks = _asks(document, turn, kinds, [*document.qa_pairs, *map(pair_of, kept)], config)
+    seed = zlib.crc32(f"{config.seed} {text_digest(document)} {turn}".encode())
+    known = [pair for pair in [*document.qa_pairs, *map(pair_of, kept)] if not isinstance(pair, TextPair)]
+    asks = _planned(_asks(document, turn, kinds, known, config), document, writer, seed)
     if not asks:
         return
-    together: dict[str, list[int]] = {}  # replies by instruction: the same text is sent once
-    for n, (_, begin, instruction) in enumerate(asks):
-        together.setdefault(f"{instruction}\n{begin}".rstrip("\n"), []).append(n)
-    seed = zlib.crc32(f"{config.seed} {text_digest(document)} {turn}".encode())
-    found = writer.write(list(together), [len(replies) for replies in together.values()], seed)
-    order, made = itertools.chain(*together.values()), itertools.chain(*found)
-    replies = dict(zip(order, made, strict=True))
     pairs, by_kind = [], {}
-    for n, (kind, begin, _) in enumerate(asks):
-        parsed = parse_pairs(_read_text(kind, begin, replies[n].text), complete=replies[n].complete)
-        parsed = parsed[: kind.taken or None]
-        counts = by_kind.setdefault(kind.name, {"replies": 0, "without_pair": 0, "pairs": 0})
+    for ask, reply in zip(asks, _replies(asks, writer, seed), strict=True):
+        parsed = _read_reply(ask, reply)
+        counts = by_kind.setdefault(ask.kind.name, {"replies": 0, "without_pair": 0, "pairs": 0})
         counts["replies"] += 1
         counts["without_pair"] += not parsed
         counts["pairs"] += len(parsed)
-        pairs += [(kind.name, pair) for pair in parsed]
+        pairs += [(ask.kind.name, pair) for pair in parsed]
     lines = _records(unit, document, pairs, score)
-    file.append({**unit, "kinds": by_kind, "seconds": round(time.perf_counter() - began, 2)}, lines)
+    of = {"writer": writer.fingerprint} if writer.fingerprint else {}
+    file.append({**unit, "kinds": by_kind, "seconds": round(time.perf_counter() - began, 2), **of}, lines)
 
 
-def _read_text(kind: PromptKind, begin: str, reply: str) -> str:
-    """A reply as text to find pairs in; a completion's answers are one line each, whatever line follows."""
-    return _ANSWER_LINE.sub(r"\1\n\n", begin + reply) if kind.form == "completion" else reply
+class _Ask(NamedTuple):
+    """One reply that is asked for: what kind, how it begins, and the instruction; of a text the question it answers.
+
+    Without an instruction nothing is asked: the model has planned nothing.
+    """
+
+    kind: PromptKind
+    begin: str
+    instruction: str
+    question: str = ""
+
+
+def _replies(asks: Sequence[_Ask], writer: Writer, seed: int) -> list[Reply]:
+    """The reply to each ask; an empty one where there is no instruction."""
+    together: dict[str, list[int]] = {}  # asks by instruction: the same text is sent once
+    for n, ask in enumerate(asks):
+        if ask.instruction:
+            together.setdefault(f"{ask.instruction}\n{ask.begin}".rstrip("\n"), []).append(n)
+    found = writer.write(list(together), [len(places) for places in together.values()], seed) if together else []
+    replies = dict(zip(itertools.chain(*together.values()), itertools.chain(*found), strict=True))
+    return [replies.get(n, Reply("", True)) for n in range(len(asks))]
+
+
+def _planned(asks: Sequence[_Ask], document: Document, writer: Writer, seed: int) -> list[_Ask]:
+    """The asks, those of kinds with a plan with the instruction that follows from what the model has planned."""
+    planning = [ask for ask in asks if isinstance(ask.kind, TextKind) and ask.kind.plan]
+    replies = iter(_replies(planning, writer, zlib.crc32(f"{seed} plan".encode())))
+    made = []
+    for ask in asks:
+        if isinstance(ask.kind, TextKind) and ask.kind.plan:
+            reply = next(replies)
+            plan = parse_text(reply.text, reply.complete)
+            ask = ask._replace(instruction=ask.kind.render(document.text, 1, plan=plan) if plan else "")
+        made.append(ask)
+    return made
+
+
+def _read_reply(ask: _Ask, reply: Reply) -> list[QAPair]:
+    """The pairs of a reply, or its text as one."""
+    if isinstance(ask.kind, TextKind):
+        text = parse_text(ask.begin + reply.text if reply.text else "", complete=reply.complete)
+        return [TextPair(ask.question, text)] if text else []
+    # A completion's answers are one line each, whatever line follows.
+    completed = ask.kind.form == "completion"
+    text = _ANSWER_LINE.sub(r"\1\n\n", ask.begin + reply.text) if completed else reply.text
+    return parse_pairs(text, complete=reply.complete)[: ask.kind.taken or None]
 
 
 def _asks(
     document: Document, turn: int, kinds: Sequence[PromptKind], known: Sequence[QAPair], config: GeneratorConfig
-) -> list[tuple[PromptKind, str, str]]:
-    """The questions of one round, reply by reply: kind, how the reply begins, instruction."""
-    kinds = [kind for kind in kinds if known or not kind.builds_on_pairs]
+) -> list[_Ask]:
+    """What one round asks for, reply by reply; no text about a document of which nothing says what it is about."""
+    about = any(isinstance(kind, TextKind) for kind in kinds)
+    topic = topic_of(document) if about else ""
+    if about and not topic:
+        logging.warning("document %r: no title says what it is about, so no text is asked for", document.id)
+    kinds = [kind for kind in kinds if (topic if isinstance(kind, TextKind) else known or not kind.builds_on_pairs)]
     counts = replies_per_kind(kinds, config.replies) if kinds else {}
     asks = []
     for kind in kinds:
         for n in range(counts[kind.name]):
             number = turn * counts[kind.name] + n  # each round continues where the one before stopped
+            begin = kind.begin[number % len(kind.begin)]
+            if isinstance(kind, TextKind):
+                asks.append(_Ask(kind, begin, kind.first_instruction(document.text), kind.question(topic, number)))
+                continue
             told = known[-(kind.told or MOST_TOLD) :]
             if kind.told and kind.form == "completion":
                 told = [known[(number * kind.told + i) % len(known)] for i in range(min(kind.told, len(known)))]
             questions = [pair.question for pair in told]
-            text = kind.render(document.text, config.pairs_per_reply, questions, told)
-            asks.append((kind, kind.begin[number % len(kind.begin)], text))
+            asks.append(_Ask(kind, begin, kind.render(document.text, config.pairs_per_reply, questions, told)))
     return asks
 
 
@@ -396,7 +487,11 @@ def _records(unit: dict, document: Document, pairs: Sequence[tuple[str, QAPair]]
     lines = []
     for (kind, pair), likelihoods in zip(pairs, scores, strict=True):
         line = {**unit, "prompt": kind, "question": pair.question, "answer": pair.answer}
-        line["support"] = round(string_support(pair.answer, document.text), 3)
+        line |= {"text": True} if isinstance(pair, TextPair) else {}
+        if isinstance(pair, TextPair):  # it may well name the title
+            line["support"] = round(text_support(pair.answer, f"{document.title}\n{document.text}"), 3)
+        else:
+            line["support"] = round(string_support(pair.answer, document.text), 3)
         if likelihoods is not None:
             line["likelihood"], line["likelihood_without"] = (round(float(value), 5) for value in likelihoods)
         lines.append(line)

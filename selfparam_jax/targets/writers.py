@@ -1,14 +1,15 @@
-"""What writes question-answer pairs: rules, the model itself, or a server. `WRITERS` lists them by name."""
+"""What writes question-answer pairs: rules, a model in memory, or a server. `WRITERS` lists them by name."""
 
 import contextlib
 import os
 import pathlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from absl import logging
 
+from selfparam_jax.checkpoints.load import load_model, load_outline
 from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.distributed.processes import is_distributed
@@ -31,10 +32,12 @@ class Writer(Protocol):
     Attributes:
       name: of the model; pairs of different models are not mixed in one file.
       concurrency: how many documents may be worked on at a time.
+      fingerprint: of its weights, known once it has written; "" where nothing tells it.
     """
 
     name: str
     concurrency: int
+    fingerprint: str
 
     def write(self, instructions: Sequence[str], counts: Sequence[int], seed: int) -> list[list[Reply]]:
         """Samples `counts[n]` replies to each instruction n; the seed decides what is drawn."""
@@ -49,7 +52,14 @@ class LocalWriter:
     concurrency = 1  # the devices are shared
 
     def __init__(
-        self, name: str, model: Decoder, params: dict, tokenizer, config: GeneratorConfig, end_ids: Sequence[int] = ()
+        self,
+        name: str,
+        model: Decoder,
+        params: dict,
+        tokenizer,
+        config: GeneratorConfig,
+        end_ids: Sequence[int] = (),
+        fingerprint: str = "",
     ):
         """Raises ValueError for form "chat" and a tokenizer without a chat template.
 
@@ -60,16 +70,11 @@ class LocalWriter:
           tokenizer: of the model.
           config: form, reply_tokens, temperature and top_p.
           end_ids: further ids that end a reply.
+          fingerprint: of the weights.
         """
-        self.name = name
+        self.name, self.fingerprint = name, fingerprint
         self._model, self._variables = model, {"params": params}
-        try:
-            self._prompt = Prompt("chat" if config.form == "chat" else "plain", tokenizer, end_ids)
-        except ValueError as error:
-            raise ValueError(
-                f"generator.form = {config.form!r}: this model's tokenizer cannot be used for it ({error}); "
-                "set generator.form=completion, or choose another model"
-            ) from error
+        self._prompt = _prompt_for(config, tokenizer, end_ids)
         self._tokens = config.reply_tokens
         self._sampling = Sampling(config.temperature, config.top_p)
 
@@ -95,6 +100,55 @@ class LocalWriter:
 
     def _reply(self, ids: Sequence[int]) -> Reply:
         return Reply(*self._prompt.reply(ids))
+
+
+class OtherWriter:
+    """Another model than the base as a `Writer`: loaded when it is first asked, and let go with `close`."""
+
+    concurrency = 1  # the devices are shared
+
+    def __init__(self, config: GeneratorConfig, base: Model):
+        """Reads the model's small files only.
+
+        Raises:
+          ValueError: `config.model` is no model, or has no chat template for form "chat".
+        """
+        outline = load_outline(config.model)
+        _prompt_for(config, outline.tokenizer, outline.end_ids)
+        self.name, self.fingerprint = outline.name, ""
+        self._config, self._base = config, base
+        self._writer: LocalWriter | None = None
+
+    def write(self, instructions: Sequence[str], counts: Sequence[int], seed: int) -> list[list[Reply]]:
+        """Samples `counts[n]` replies to each instruction n; the seed decides what is drawn."""
+        if self._writer is None:
+            base = self._base
+            logging.info("loading %s, which writes", self.name)
+            precision = base.matmul_precision
+            model = load_model(self._config.model, base.dtype, base.mesh, int8=base.int8, matmul_precision=precision)
+            model.tokenizer.conversation_date = getattr(base.tokenizer, "conversation_date", None)
+            self._writer, self.fingerprint = _writer_of(model, self._config), model.fingerprint
+        return self._writer.write(instructions, counts, seed)
+
+    def close(self) -> None:
+        """Forgets the weights."""
+        self._writer = None
+
+
+def _writer_of(model: Model, config: GeneratorConfig) -> LocalWriter:
+    params = model.variables["params"]
+    return LocalWriter(model.name, model.decoder(), params, model.tokenizer, config, model.end_ids, model.fingerprint)
+
+
+def _prompt_for(config: GeneratorConfig, tokenizer: Any, end_ids: Sequence[int]) -> Prompt:
+    """How a model is asked. Raises ValueError for form "chat" and a tokenizer without a chat template."""
+    try:
+        return Prompt("chat" if config.form == "chat" else "plain", tokenizer, end_ids)
+    except ValueError as error:
+        raise ValueError(
+            f"generator.form = {config.form!r}: this model's tokenizer cannot be used for it ({error}); "
+            "set generator.form=completion, or choose another model"
+        ) from error
 
 
 def _alike(rows: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
@@ -167,9 +221,10 @@ def _grounded(config: GeneratorConfig, *_) -> _Open:
 def _local(config: GeneratorConfig, model: Model | None, _) -> _Open:
     if model is None:
         raise ValueError(f"targets.generator = {config.generator!r} without a model in memory; load one")
-    writer = LocalWriter(
-        model.name, model.decoder(), model.variables["params"], model.tokenizer, config, model.end_ids
-    )
+    if config.model:
+        other = OtherWriter(config, model)
+        return lambda path: contextlib.closing(other)
+    writer = _writer_of(model, config)
     return lambda path: contextlib.nullcontext(writer)
 
 

@@ -25,7 +25,7 @@ from selfparam_jax.models.decoder import Decoder, output_head
 from selfparam_jax.models.lora import extend_lora, init_lora
 from selfparam_jax.models.parameters import tree_leaves
 from selfparam_jax.models.unstacked import layers_apart, trains_apart
-from selfparam_jax.targets.formats.forms import teacher_prefixes
+from selfparam_jax.targets.distractors import among_others, check_room
 from selfparam_jax.targets.kinds import make_targets
 from selfparam_jax.targets.sentences import Sentence, first_slots
 from selfparam_jax.training import batches, optimizer, train_step, trainer
@@ -514,13 +514,14 @@ def read_teacher(
         another vocabulary.
     """
     sentences = recipe_targets(documents, prompt, recipe, unrelated, continual.documents)
+    sentences, prefixes = among_others(sentences, documents, prompt, recipe.targets, recipe.seed)
     slots = first_slots(sentences)
-    prefixes = teacher_prefixes(documents, prompt, recipe.targets)
     if teacher is not None:
         teacher.check_texts(documents, unrelated)
         teaches = teacher.model()
     else:
         teaches = dataclasses.replace(continual.original or model, int8=model.int8)
+    check_room(documents, prompt, recipe.targets, recipe.seed, teaches.config.max_position_embeddings)
     reader = teacher_reader(teaches, prompt, recipe)
     if recipe.train.teacher == "online":
         signal: Teacher = Online(reader, prefixes, sentences, slots)

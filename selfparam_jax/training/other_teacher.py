@@ -14,6 +14,7 @@ from selfparam_jax.checkpoints.load import load_model
 from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.data.documents import Document
 from selfparam_jax.data.prompts import Prompt
+from selfparam_jax.distributed.ranges import check_ranges
 from selfparam_jax.models.architecture import ModelConfig
 from selfparam_jax.models.decoder import Head, output_head
 
@@ -44,6 +45,7 @@ class TeacherConfig:
     base_weights: str = "float"
 
     def __post_init__(self):
+        check_ranges(self, "teacher")
         for name, allowed in (("dtype", DTYPES), ("base_weights", BASE_WEIGHTS)):
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"teacher.{name} = {value!r}, expected one of {', '.join(map(repr, allowed))}")

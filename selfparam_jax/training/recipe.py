@@ -105,6 +105,11 @@ class Recipe:
                 raise ValueError(f"{name} = {value!r}, expected one of {', '.join(allowed)}")
         check_ranges(self)
         targets = self.targets
+        if self.generator.model and targets.generator != "local":
+            raise ValueError(
+                f"generator.model = {self.generator.model!r} with targets.generator = {targets.generator!r}, "
+                "expected 'local', which alone asks it; set targets.generator=local, or take generator.model out"
+            )
         if not targets.learns:
             raise ValueError(
                 f"nothing of the documents would be learned: with targets.qa_weight = {targets.qa_weight}, "

@@ -1,5 +1,7 @@
 """The table of the measurement on documents without pairs."""
 
+import json
+
 import tiny
 
 own = tiny.benchmark("own_documents")
@@ -23,6 +25,21 @@ def test_the_table_has_a_line_for_each_job_and_their_mean():
     assert cells[7:11] == ["0.500 (0.500)", "0.600 (0.500)", "0.500 (0.500)", "+1.2 %"]
     assert lines[-1].startswith("| mean | 70 | 19 of 20 | 0.250 | 0.400 | 0.400 | 1.00 |")
     assert lines[-1].endswith("| 12 s | 60 s | 90 s |")
+
+
+def test_pairs_by_a_model_do_not_say_which_sentences_they_cover(tmp_path):
+    (tmp_path / "run").mkdir()
+    lines = [
+        {"question": "Q?"},
+        {"kinds": {"facts": {}}, "seconds": 2.5},
+        {"question": "R?"},
+        {"kinds": {}, "seconds": 1},
+    ]
+    (tmp_path / "run" / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    written = own._written(tmp_path)
+    assert written == {"pairs": 2, "write_s": 3.5}
+    made = {name: value for name, value in row(0.6, 0.5).items() if name not in ("sentences", "covered")}
+    assert own.table([made | written]).splitlines()[2].startswith("| a, b | 2 |  | 0.250 |")
 
 
 def test_what_a_job_found_as_a_line_of_the_table():

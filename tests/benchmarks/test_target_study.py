@@ -1,5 +1,6 @@
 """The study of target sentences: its cells, how they are compared, and one real cell on a tiny model."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,6 +9,7 @@ import tiny
 from selfparam_jax.data.documents import Document, QAPair, read_document_files
 from selfparam_jax.distributed import files
 from selfparam_jax.targets.config import GeneratorConfig
+from selfparam_jax.targets.write_pairs import text_digest
 
 study = tiny.benchmark("target_study")
 
@@ -31,6 +33,60 @@ def test_cells(grid):
         len({json.dumps([c.changes, c.pairs, c.group, c.source]) for c in same}) == 1 for same in by_name.values()
     )
     assert max(map(len, by_name.values())) == 3
+
+
+def test_cells_of_texts_and_distractors():
+    cells = {cell.label: cell for cell in study.all_cells(["texts", "distractors"], "small", 1)}
+    assert list(cells)[:3] == ["questions", "questions and dialogue", "questions and use_it"] and len(cells) == 11
+    plain = cells["questions"].changes["generator.kinds"]
+    assert cells["questions and rewrite"].changes["generator.kinds"] == (*plain, "rewrite")
+    assert cells["questions and rewrite"].source == "documents"
+    assert set(cells["questions and all of these"].changes["generator.kinds"]) > {*plain, "strategies", "dialogue"}
+    assert {cell.label for cell in cells.values() if cell.part in study.REFERENCE} == set(cells)
+    assert [cell.changes["targets.distractors"] for cell in cells.values() if cell.part == "distractors"] == [0, 1]
+    assert all(study.REFERENCE[cell.part] in cells for cell in cells.values())
+
+
+def test_long_answers_are_read_in_fewer_passes():
+    short = dataclasses.replace(context("a", 0), qa_pairs=(QAPair("Who was it there?", "Ana Bell"),) * 20)
+    long = dataclasses.replace(short, qa_pairs=(QAPair("Who was it there?", "It was she. " * 20),) * 20)
+    assert study.epochs_for_words([short], 160) == round(160 * 12 / 120) == 16
+    assert study.epochs_for_words([short, long], 160) == round(160 * 12 / ((120 + 1280) / 2)) == 3
+    assert study.epochs_for_words([context("a", 0)], 1) == 12 and study.epochs_for_words([long], 80) == 1
+
+
+def test_a_cell_of_texts_writes_first_and_knows_its_epochs_then(tmp_path, monkeypatch):
+    set_flags(monkeypatch, MODEL="", PROMPT="plain", DTYPE="float32", EXPOSURES=160, WRITER="other")
+    (cell,) = [each for each in study.all_cells(["texts"], "small", 1) if each.label == "questions and rewrite"]
+    asked, given = [], [Document("Text.", title="T", id="a")]
+    pairs = {
+        "prompt": "rewrite",
+        "question": "Tell me about T.",
+        "answer": "Text. " * 236,
+        "support": 1.0,
+        "text": True,
+    }
+
+    def write(config, path):
+        asked.append((config.generator.kinds, config.generator.model))
+        lines = [{**pairs, "digest": text_digest(given[0]), "round": 0}]
+        files.write_lines(path, [{"settings": {}}, *lines, {"digest": lines[0]["digest"], "round": 0, "kinds": {}}])
+
+    class Ended(Exception):
+        pass
+
+    def prepare(config, directory):
+        asked.append((config.train.epochs, config.targets.unrelated_per_epoch, config.generator.file))
+        raise Ended
+
+    monkeypatch.setattr(study, "write_targets", write)
+    monkeypatch.setattr(study, "prepare", prepare)
+    with pytest.raises(Ended):
+        study.run_cell(cell, str(tmp_path / "documents.jsonl"), given, tmp_path / "out")
+    (kinds, model), (epochs, unrelated, file) = asked
+    assert kinds[-1] == "rewrite" and model == "other"
+    assert (epochs, unrelated) == (round(160 * 12 / 240), round(60 / 8)) == (8, 8)
+    assert file.endswith(f"shared/documents-0/{cell.name}.jsonl")
 
 
 @pytest.mark.parametrize(

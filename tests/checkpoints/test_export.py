@@ -19,10 +19,11 @@ from saved_weights import (
 )
 
 from selfparam_jax.checkpoints import export
-from selfparam_jax.checkpoints.export import merge_for_export, save_model, save_safetensors
+from selfparam_jax.checkpoints.export import check_saved, merge_for_export, save_model, save_safetensors
 from selfparam_jax.checkpoints.load import load_model
 from selfparam_jax.checkpoints.tensors import load_params
 from selfparam_jax.checkpoints.weight_files import SafetensorsSource
+from selfparam_jax.distributed.files import StorageError
 from selfparam_jax.models.decoder import param_shapes
 from selfparam_jax.models.lora import LoraConfig, init_lora, merge_adapters
 
@@ -84,6 +85,22 @@ def test_failed_export_leaves_the_old_file(tmp_path, monkeypatch):
         save_safetensors(params, config, tmp_path, np.float32)
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     assert load_file(tmp_path / "model.safetensors").keys() == tensors.keys()
+
+
+def test_a_saved_model_that_was_damaged_is_named(tmp_path):
+    tiny.save_checkpoint(tmp_path / "base", "gqa")
+    base = load_model(tmp_path / "base")
+    check_saved(tmp_path / "out", "merge it again")  # there is none
+    save_model(base.params, base, tmp_path / "out", "float32")
+    check_saved(tmp_path / "out", "merge it again")
+    for name in ("model.safetensors", "config.json"):
+        whole = (tmp_path / "out" / name).read_bytes()
+        (tmp_path / "out" / name).write_bytes(whole[:-1])
+        with pytest.raises(ValueError, match=rf"{name} is missing or not as it was written; merge it again$"):
+            check_saved(tmp_path / "out", "merge it again")
+        (tmp_path / "out" / name).write_bytes(whole)
+    (tmp_path / "out" / "README.md").write_text("mine")
+    check_saved(tmp_path / "out", "merge it again")
 
 
 def test_export_refuses_another_tree(tmp_path):
@@ -221,7 +238,7 @@ def test_an_interrupted_export_leaves_nothing(tiny_model, tmp_path, monkeypatch)
         raise OSError("No space left on device")
 
     monkeypatch.setattr(export, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match="merged: no space is left on its disk; nothing of it was left there"):
         save_model(tiny_model.params, tiny_model, tmp_path / "merged", "float32")
     assert list(tmp_path.iterdir()) == []
 

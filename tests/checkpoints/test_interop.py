@@ -1,6 +1,7 @@
 """Exports read by others: transformers 4 and 5, PEFT, llama.cpp's file; what is measured on them, and their card."""
 
 import json
+import resource
 import shutil
 
 import jax
@@ -17,6 +18,7 @@ from selfparam_jax.checkpoints.gguf_export import save_gguf
 from selfparam_jax.checkpoints.load import load_model
 from selfparam_jax.checkpoints.model_card import write_card
 from selfparam_jax.checkpoints.peft import save_adapter
+from selfparam_jax.distributed.files import StorageError
 from selfparam_jax.models.lora import LoraConfig, init_lora
 
 
@@ -111,6 +113,29 @@ def test_gguf_export(tmp_path, case, quantization):
     # From a GGUF file to another one.
     again = save_gguf(made.params, made, tmp_path / "again", quantization)
     assert load_model(next(again.glob("*.gguf"))).tokenizer.get_vocab() == made.tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("form", ["gguf", "hf", "peft"])
+def test_a_disk_that_takes_no_more_is_named(tmp_path, form):
+    """NumPy says how many numbers it wrote, and safetensors has an error of its own."""
+    tiny.save_checkpoint(tmp_path / "base", "gqa")
+    base = load_model(tmp_path / "base")
+    lora = init_lora(jax.random.key(0), base.params, LoraConfig(rank=64))
+    write = {
+        "gguf": lambda: save_gguf(base.params, base, tmp_path / "out"),
+        "hf": lambda: save_model(base.params, base, tmp_path / "out", "float32"),
+        "peft": lambda: save_adapter(lora, 1.0, base, tmp_path / "out"),
+    }[form]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(StorageError) as refused:
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = f"{tmp_path / 'out'}: a file is larger than its disk allows; nothing of it was left there: give the"
+    assert str(refused.value).startswith(said) and [path.name for path in tmp_path.iterdir()] == ["base"]
+    assert write().is_dir()
 
 
 def test_what_gguf_cannot_hold_is_refused(tmp_path):

@@ -21,7 +21,7 @@ from saved_weights import (
 from selfparam_jax.checkpoints import load
 from selfparam_jax.checkpoints.default_model import DEFAULT_MODEL, default_model_file
 from selfparam_jax.checkpoints.gguf import open_gguf
-from selfparam_jax.checkpoints.load import load_model, read_hf_config
+from selfparam_jax.checkpoints.load import load_model, load_outline, read_hf_config
 from selfparam_jax.checkpoints.tensors import fingerprint
 from selfparam_jax.checkpoints.tokenizers import read_tokenizer
 from selfparam_jax.checkpoints.weight_files import SafetensorsSource
@@ -148,6 +148,40 @@ def test_incomplete_directories(tmp_path):
     load("the tokenizer cannot be read")
     tiny.tokenizer().save_pretrained(tmp_path)
     load(r"no weights: expected model\.safetensors or pytorch_model\.bin")
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default", "rope_theta": "wide"},
+        {"rope_type": "default", "rope_theta": [1]},
+        {"rope_type": "spiral", "rope_theta": 1e4},
+        {"rope_type": "linear", "rope_theta": 1e4},
+        {"full_attention": {"rope_theta": 1e4}},
+        "wide",
+        [1],
+    ],
+)
+def test_a_rotary_embedding_that_cannot_be_read_is_refused_with_its_file(tmp_path, rope):
+    tiny.save_checkpoint(tmp_path, "gqa")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_parameters": rope}))
+    for read in (load_model, load_outline, lambda _: load.read_architecture(path)):
+        with pytest.raises(ValueError) as refused:
+            read(str(tmp_path))
+        assert str(refused.value).startswith(f"{path}") and len(str(refused.value).splitlines()) == 1
+
+
+def test_a_tokenizer_without_a_vocabulary(tmp_path):
+    """Every text would be empty to it, and so every answer."""
+    tiny.save_checkpoint(tmp_path, "gqa")
+    path = tmp_path / "tokenizer.json"
+    fields = json.loads(path.read_text())
+    fields["model"] |= {"vocab": {}, "merges": []}
+    path.write_text(json.dumps(fields))
+    for read in (load_model, load_outline):
+        with pytest.raises(ValueError, match=r"the tokenizer has no tokens but special ones, .*Get the model's"):
+            read(str(tmp_path))
 
 
 def test_tokenizer_larger_than_the_embedding(tmp_path):

@@ -22,7 +22,7 @@ from selfparam_jax.data.prompts import Prompt
 from selfparam_jax.evaluation.drift import measure_drift, read_general
 from selfparam_jax.models.decoder import Decoder, apply_head, head_weight
 from selfparam_jax.models.lora import MODULES, merge_lora
-from selfparam_jax.reports.comparison import comparison_markdown, write_comparison
+from selfparam_jax.reports.comparison import check_folder, comparison_markdown, write_comparison
 
 pytestmark = pytest.mark.pictures
 
@@ -275,15 +275,25 @@ def test_a_paired_interval_is_narrower_where_the_same_questions_are_hard():
 
 
 @pytest.mark.parametrize(
-    "other",
+    ("other", "names"),
     [
-        predictions({"a": [1.0], "b": [0.5]}),
-        predictions({"a": [1.0, 0.0], "c": [0.5]}),
-        [{**record, "answers": ["silver"]} for record in predictions({"a": [1.0, 0.0], "b": [0.5]})],
+        (predictions({"a": [1.0], "b": [0.5]}), r"2, 2 of them the same, 1 of the first alone \('a, 1\?' about a\)"),
+        (
+            predictions({"a": [1.0, 0.0], "c": [0.5]}),
+            r"3, 2 .*, 1 of the first alone \('b, 0\?' about b\), 1 of the second alone \('c, 0\?' about c\); for a",
+        ),
+        (
+            [{**record, "answers": ["silver"]} for record in predictions({"a": [1.0, 0.0], "b": [0.5]})],
+            r"3, 0 of them the same, 3 of the first alone \(",
+        ),
+        (
+            predictions({"a": [1.0] * 9, "b": [1]}),
+            r"10, 3 .* 7 of the second alone \(.*'a, 4\?' about a, \.\.\.\); for a",
+        ),
     ],
 )
-def test_different_questions_are_refused(other):
-    with pytest.raises(ValueError, match=r"asked different questions: got 3 and \d"):
+def test_different_questions_are_refused_and_named(other, names):
+    with pytest.raises(ValueError, match=rf"asked different questions: got 3 and {names}"):
         compare_answers(predictions({"a": [1.0, 0.0], "b": [0.5]}), other)
 
 
@@ -342,6 +352,18 @@ def test_answers_that_the_candidates_bring(model_set):
     assert [candidate["answers"]["f1"] for candidate in record["candidates"]] == [1.0, 0.0, 0.0]
     assert record["pairs"][0]["answers"]["f1"] == -1.0
     assert "different questions: got 1 and 1, 0 of them the same" in record["pairs"][1]["answers_note"]
+
+
+@pytest.mark.parametrize("name", ["compare.json", "compare.md", "norms.png", "pairs.png"])
+def test_a_folder_with_other_files_of_these_names_is_refused(model_set, tmp_path, name):
+    check_folder(tmp_path / "new")
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=rf"{name}: is .*would be lost; choose another"):
+        check_folder(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / "thesis.txt").write_text("mine")
+    write_comparison(compare_models(model_set), tmp_path)
+    check_folder(tmp_path)
 
 
 def test_without_matplotlib_the_text_is_written(model_set, tmp_path, monkeypatch):

@@ -287,6 +287,29 @@ def test_answers_of_a_sequence(tmp_path):
     assert find_run(str(second)).predictions is None
 
 
+def test_answers_that_are_missing_are_counted_and_named(runs, inside, tmp_path):
+    whole = find_run("one")
+    assert whole.note == "" and len(whole.predictions) == 4
+    shutil.copytree(runs / "one", tmp_path / "cut")
+    path = tmp_path / "cut" / "predictions.jsonl"
+    lines = files.read_lines(path)
+    del lines[0]["injected"]
+    files.write_lines(path, lines[:-1])
+    found = find_run(str(tmp_path / "cut"))
+    first = lines[0]
+    told = f"{path} has no answer to 2 of 4 questions ({first['question']!r} ({first['context']}), 1 line missing at "
+    assert found.note.startswith(told) and len(found.predictions) == 2
+    record = compare_sources(["one", str(tmp_path / "cut")])
+    assert record["candidates"][0]["notes"] == [] and record["candidates"][1]["notes"] == [found.note]
+    assert "got 4 and 2, 2 of them the same, 2 of the first alone" in record["pairs"][0]["answers_note"]
+    del lines[1]["answers"]
+    files.write_lines(path, lines)
+    with pytest.raises(
+        ValueError, match=r"predictions\.jsonl, line 2: got no 'answers', expected a question with its"
+    ):
+        find_run(str(tmp_path / "cut"))
+
+
 def mean_f1(records):
     return np.mean([record["answer"]["f1"] for record in records])
 
@@ -330,7 +353,7 @@ BAD = {
     "another base": (["one", "moved"], "moved was made from .* compare runs of one base"),
     "another architecture": (["one", "mha"], r"(?s)mha has another architecture.*num_key_value_heads: 4 in it, 2 in"),
     "no probe": (["one", "two", "--probe=nothing.txt"], "nothing.txt"),
-    "a file as a folder": (["one", "two", "--out=texts.jsonl"], "is a file, expected a directory"),
+    "a file as a folder": (["one", "two", "--out=texts.jsonl"], "texts.jsonl cannot be a directory: it is a file"),
 }
 
 

@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from selfparam_jax.data.corpora import read_documents
 from selfparam_jax.data.documents import (
     Document,
     QAPair,
@@ -127,6 +128,25 @@ def test_byte_order_mark_carriage_returns_and_blank_lines_are_tolerated(tmp_path
 def test_a_line_separator_inside_a_string_does_not_end_the_line(tmp_path):
     path = _file(tmp_path, '{"id": "a", "context": "x\u2028y"}')
     assert read_document_files(path)[0].text == "x\u2028y"
+
+
+def test_a_json_list_of_records_is_read_as_lines_are(tmp_path):
+    """By itself, in a folder, and as a source of a job; what is wrong with an entry is named."""
+    records = [{**RECORD, "id": "a"}, {"id": "b", "text": "Of b.", "metadata": {"by": "me"}}]
+    lines = read_document_files(_file(tmp_path, *records))
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / "folder" / "list.json"
+    path.write_text(json.dumps(records, indent=2))
+    for source in (path, path.parent):
+        assert read_document_files(source) == lines == read_documents(str(source))
+    for bad, message in (
+        ({"id": "a", "context": "x"}, r"list\.json, entry 3: got the id 'a' again \(first in entry 1\)"),
+        ({"id": "c", "context": "x", "questoins": []}, r"list\.json, entry 3: .*'questoins'"),
+        (5, r"list\.json, entry 3: got a number, expected an object"),
+    ):
+        path.write_text(json.dumps([*records, bad]))
+        with pytest.raises(ValueError, match=message):
+            read_documents(str(path))
 
 
 def test_line_numbers_count_blank_lines(tmp_path):

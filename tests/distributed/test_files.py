@@ -230,6 +230,41 @@ def test_an_array_on_a_full_disk_has_the_disks_own_error(tmp_path):
     assert refused.value.errno == errno.ENOSPC
 
 
+def test_a_symbolic_link_is_written_through(tmp_path):
+    """It stays a link; the file that it leads to is replaced as a whole, or made."""
+    (tmp_path / "there").mkdir()
+    link, target = tmp_path / "out.json", tmp_path / "there" / "real.json"
+    link.symlink_to(target)
+    for value in (1, 2):
+        files.write_json(link, {"a": value})
+        assert link.is_symlink() and not target.is_symlink() and files.read_json(target) == {"a": value}
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["real.json"]
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    with pytest.raises(ValueError, match="circle: is a symbolic link that leads nowhere, expected a file"):
+        files.write_text(circle, "x")
+    assert circle.is_symlink()
+
+
+def test_another_file_is_not_replaced_by_a_command(tmp_path):
+    keys = ("source", "tasks")
+    for name, content in (("a.json", '{"mine": 1}'), ("b.txt", "thesis"), ("c.json", "[1]"), ("d", "[" * 10**5)):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ValueError, match=f"{name}: is another file than one that this command wrote, and would"):
+            files.check_own_json(tmp_path / name, keys)
+    (tmp_path / "own.json").write_text('{"source": 1, "tasks": {}, "more": 2}')
+    (tmp_path / "empty.json").touch()
+    for name in ("own.json", "empty.json", "new.json", "folder/new.json"):
+        files.check_own_json(tmp_path / name, keys)
+    for name, message in (
+        ("b.txt/x.json", "b.txt cannot be a directory: it is a file"),
+        (".", "is a directory or a device, expected a file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            files.check_own_json(tmp_path / name, keys)
+    assert not (tmp_path / "folder").exists()
+
+
 def test_only_a_file_is_replaced(tmp_path):
     """A device is left alone, and so is a directory."""
     (tmp_path / "folder").mkdir()

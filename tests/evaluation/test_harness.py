@@ -1,5 +1,8 @@
 """Our model in lm-evaluation-harness gives the numbers of the harness's own `hf` model."""
 
+import dataclasses
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -7,6 +10,7 @@ from extras import need, require
 from harness_tasks import write_tasks
 
 from selfparam_jax.checkpoints.load import load_model
+from selfparam_jax.inference.decoding import NotFiniteLogits
 
 lm_eval, instance, tasks = need("lm_eval"), need("lm_eval.api.instance"), need("lm_eval.tasks")
 harness = need("selfparam_jax.evaluation.harness")
@@ -61,6 +65,14 @@ def test_likelihoods_are_theirs(ours, theirs):
     found, expected = ours.loglikelihood(asked), theirs.loglikelihood(asked, disable_tqdm=True)
     assert [score for score, _ in found] == pytest.approx([score for score, _ in expected], abs=1e-3)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+
+
+def test_weights_that_overflow_have_no_likelihood(checkpoint):
+    model = load_model(checkpoint)
+    weight = jnp.full_like(model.params["norm"]["weight"], 3e38)
+    huge = harness.HarnessModel(dataclasses.replace(model, params={**model.params, "norm": {"weight": weight}}))
+    with pytest.raises(NotFiniteLogits, match=r"^model 'model' gives logits that are not finite"):
+        huge.loglikelihood(instances("loglikelihood", [("", "the town")]))
 
 
 def test_the_likeliest_of_all_tokens_is_the_greedy_one(ours):

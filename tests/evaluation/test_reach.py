@@ -66,7 +66,14 @@ def test_every_column_asks_its_questions():
 
 @pytest.mark.parametrize(
     ("true", "false", "right"),
-    [("Yes.", "No, it is not.", 1.0), ("Yes", "yes", 0.5), ("True", "false", 1.0), ("Yesterday", "maybe no", 0.0)],
+    [
+        ("Yes.", "No, it is not.", 1.0),
+        ("Yes", "yes", 0.5),
+        ("True", "false", 1.0),
+        ("Yesterday", "I do not know.", 0.0),
+        ("The answer is yes.", "The statement is not true.", 1.0),
+        ('The statement is "There is no T."', 'It is "true', 0.0),  # words of a claim
+    ],
 )
 def test_claims(true, false, right):
     asker = Scripted({reach.CLAIM.format(claim="T."): true, reach.CLAIM.format(claim="F."): false})

@@ -1,11 +1,12 @@
 """Rows decoded in pieces: the tokens of `generate`, whatever shares the batch."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from selfparam_jax.inference import batches, decoding, prefix
 from selfparam_jax.inference.batches import PIECE, Batch, Continuation, Variant
-from selfparam_jax.inference.decoding import Sampling, generate
+from selfparam_jax.inference.decoding import NotFiniteLogits, Sampling, generate
 from selfparam_jax.inference.prefix import ReadTexts
 from selfparam_jax.models.decoder import Decoder
 
@@ -53,6 +54,14 @@ def test_pieces_are_the_tokens_of_generate(variant, apart, monkeypatch):
     found = whole(Batch(fresh, [Continuation(prompt, NEW) for prompt in PROMPTS]))
     assert found == [alone(variant, prompt) for prompt in PROMPTS]
     assert len({token for row in found for token in row}) > 10  # not one token over and over
+
+
+def test_a_model_whose_weights_overflow_is_named(variant):
+    params = variant.variables["params"]
+    params = {**params, "norm": {"weight": jnp.full_like(params["norm"]["weight"], 3e38)}}
+    batch = Batch(Variant("huge", variant.decoder, {"params": params}), [Continuation(PROMPTS[0], NEW)])
+    with pytest.raises(NotFiniteLogits, match=r"^model 'huge' gives logits that are not finite"):
+        batch.advance()
 
 
 def test_rows_end_at_their_own_stop_or_limit(variant):

@@ -12,8 +12,10 @@ from selfparam_jax.inference.decoding import (
     ARGMAX_BLOCK,
     PROMPT_BUCKET,
     SHORT_PREFIX,
+    NotFiniteLogits,
     Sampling,
     _with_room,
+    answering,
     generate,
     highest,
     most_likely,
@@ -270,6 +272,17 @@ def test_the_highest_logit_is_the_first_of_equals(size):
     found = highest(jnp.asarray(logits))
     assert found.dtype == jnp.int32
     np.testing.assert_array_equal(found, logits.argmax(axis=-1))
+
+
+@pytest.mark.parametrize("sampling", [None, Sampling(1.0, 0.9)])
+def test_weights_that_overflow_are_no_answer(model, variables, sampling):
+    """Finite weights can give logits that are not; token 0 would follow, which most tokenizers leave out."""
+    norm = variables["params"]["norm"]["weight"]
+    params = {**variables["params"], "norm": {"weight": jnp.full_like(norm, 3e38)}}
+    assert np.isfinite(params["norm"]["weight"]).all()
+    told = r"^model 'huge' gives logits that are not finite .*; load it with"
+    with pytest.raises(NotFiniteLogits, match=told), answering("huge"):
+        generate(model, {"params": params}, PREFIX, PROMPTS[:2], NEW, sampling=sampling)
 
 
 def test_the_most_likely_tokens_by_hand():

@@ -111,6 +111,13 @@ def test_an_export_is_kept_if_it_is_the_same_and_refused_if_not(config, tmp_path
     before = modified(workdir / "merged")
     assert before and run_job(config, workdir)["steps"]
     assert modified(workdir / "merged") == before
+    weights = workdir / "merged" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=r"merged/model\.safetensors is missing or not as .*; delete"):
+        run_job(config, workdir)  # although the job is complete
+    weights.write_bytes(whole)
+    assert run_job(config, workdir)["steps"]
     (workdir / "results.json").unlink()
     other = tmp_path / "other"
     config.seed = 1

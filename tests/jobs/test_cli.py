@@ -1,22 +1,25 @@
 """The console script: its verbs, their help, and what it says to a wrong command line."""
 
 import functools
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 from extras import require
 from harness_tasks import write_tasks
+from job_inputs import documents
 
-from selfparam_jax.commands import cli, command
+from selfparam_jax.commands import cli, command, doctor
 from selfparam_jax.commands import run as front
 from selfparam_jax.distributed import files
 from selfparam_jax.distributed.processes import end
-from selfparam_jax.jobs import inputs
+from selfparam_jax.jobs import export, inputs
 
 METRICS = ["acc", "acc_norm", "brier_score"]  # of the task local_choice
 DOCUMENTS = [
@@ -244,6 +247,133 @@ def test_an_output_path_that_cannot_be_used_is_refused_before_anything_is_loaded
         (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
         assert ended.value.code == 1 and message in line and out in line
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("verb", "out", "message"),
+    [
+        (
+            ["eval", "nowhere", "--tasks=x"],
+            "file/eval.json",
+            "file cannot be a directory: it is a file; choose another path",
+        ),
+        (["eval", "nowhere", "--tasks=x"], "folder", "folder: is a directory or a device, expected a file"),
+        (["eval", "nowhere", "--tasks=x"], "mine.json", "mine.json: is another file than one that this command"),
+        (["compare", "nowhere", "neither"], "file", "file cannot be a directory: it is a file; choose another path"),
+        (["compare", "nowhere", "neither"], "other", "compare.md: is there without a compare.json, so it is of no"),
+        (["recommend", "score", "--replies=n", "--records=n", "--entities=n"], "file", "file cannot be a directory"),
+    ],
+)
+def test_an_output_is_checked_before_the_work(verb, out, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "mine.json").write_text('{"a": 1}')
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "compare.md").write_text("mine")
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*verb, f"--out={out}"])
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert ended.value.code == 1 and message in line
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("verb", [[], ["export"], ["inject"]])
+def test_what_cannot_be_printed_has_a_line_and_an_exit_code(verb, unbuffered, monkeypatch):
+    """As with `selfparam --help >/dev/full`; and where the reader of a pipe has gone."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    command = [sys.executable, "-m", "selfparam_jax.commands.cli", *verb, "--help"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 74 and line.startswith("error: ") and "No space left on device" in line
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode in (1, 74) and "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 1
+
+
+def test_a_stop_that_python_loses_is_asked_for_again(capsys):
+    """An exception in a callback of the garbage collector, as JAX has one, is shown and forgotten."""
+    heard = signal.getsignal(signal.SIGTERM)
+
+    def stop_once(*_):
+        gc.callbacks.remove(stop_once)
+        signal.raise_signal(signal.SIGTERM)
+
+    def work():
+        gc.callbacks.append(stop_once)
+        gc.collect()
+        time.sleep(60)
+
+    with pytest.raises(SystemExit) as ended:
+        command.run(work)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.splitlines() == ["stopped by SIGTERM"]
+    assert signal.getsignal(signal.SIGTERM) is heard
+
+
+def test_a_platform_that_is_not_there_is_named_with_its_variable(monkeypatch, capsys):
+    def work():
+        raise RuntimeError("Unable to initialize backend 'tpu': no such device\nmore lines")
+
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    with pytest.raises(SystemExit) as ended:
+        command.run(work)
+    said = "error: Unable to initialize backend 'tpu': no such device; JAX_PLATFORMS is 'tpu'"
+    assert ended.value.code == 1 and capsys.readouterr().err.splitlines() == [said]
+
+
+def test_the_doctor_knows_what_no_model_is(tmp_path):
+    fine, said = doctor.check_model("smolm2")
+    assert not fine and said.startswith(
+        "model 'smolm2' is not known: got neither an existing directory or .gguf file"
+    )
+    assert doctor.check_model(str(tmp_path / "x.gguf")) == (False, f"{tmp_path / 'x.gguf'}: no such file")
+    fine, said = doctor.check_model(str(tmp_path))
+    assert not fine and "has no config.json" in said
+    fine, said = doctor.check_model("org/name")
+    assert fine and "would be fetched from the hub" in said
+
+
+def test_an_export_needs_to_know_the_base_of_an_adapter_alone(tmp_path, capsys):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    (tmp_path / "run").mkdir()
+    for more, message in (
+        (["adapter"], "adapter is an adapter; give the model below it: --base=MODEL"),
+        (["run", "--base=x"], "run is a work directory, which names its own; leave it out"),
+    ):
+        source, *base = more
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["export", str(tmp_path / source), *base, "--format=peft", f"--out={tmp_path / 'out'}"])
+        assert ended.value.code == 1 and message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("job", "part", "message"),
+    [
+        ("single", None, "has a model for every document; give one, such as .*/contexts/000"),
+        ("single", "007", "there is no document 007, expected 000 to 002"),
+        ("single", "x", "there is no document x, expected 000 to 002"),
+        ("sequential", None, "has 2 sequences; give one, such as .*/sequences/000"),
+        ("sequential", "005", "has no finished injection; run the job first"),
+    ],
+)
+def test_an_export_of_a_part_that_is_not_there(job, part, message, tmp_path, monkeypatch):
+    made = types.SimpleNamespace(
+        settings=types.SimpleNamespace(job=job),
+        recipe=types.SimpleNamespace(lora=types.SimpleNamespace(scale=1.0)),
+        documents=documents(3),
+        workdir=tmp_path,
+    )
+    cut = [types.SimpleNamespace(directory=tmp_path / "sequences" / name) for name in ("000", "001")]
+    monkeypatch.setattr(export, "read_workdir", lambda _: {"inputs": {}})
+    monkeypatch.setattr(export, "sequences_of", lambda _: cut)
+    with pytest.raises(ValueError, match=message):
+        export._trained(made, tmp_path, part, False)
 
 
 def test_targets_says_how_many_sentences_are_asked_about(tmp_path, capsys):

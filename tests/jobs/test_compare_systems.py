@@ -1,13 +1,18 @@
 """All systems on the same questions: trained beside the injected model, resumed, ruined, and in a sequence."""
 
+import re
+import types
+
 import pytest
-from job_inputs import DOCUMENTS, modified, write
+from job_inputs import DOCUMENTS, documents, modified, write
 
 from selfparam_jax.baselines import _finetuned
 from selfparam_jax.baselines.registry import SYSTEMS
 from selfparam_jax.commands.command import print_scores
 from selfparam_jax.distributed import files
 from selfparam_jax.evaluation import health
+from selfparam_jax.evaluation.questions import answer_records
+from selfparam_jax.jobs import systems
 from selfparam_jax.jobs.run import run_job
 
 SEQUENCE_KEYS = {"just_injected", "final", "retention", "forgetting"}
@@ -151,6 +156,44 @@ def test_what_trained_systems_forget_in_a_sequence(config, tmp_path):
     assert again["sequential_systems"] == results["sequential_systems"]
     kept = {path: when for path, when in times.items() if path.name != "measured.json"}
     assert {path: when for path, when in modified(tmp_path / "run" / "systems").items() if path in kept} == kept
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "got a list, expected a JSON object with 'options', 'groups'"),
+        ('{"options": null}', "got no 'groups', expected a JSON object with 'options', 'groups'"),
+        (
+            '{"options": null, "groups": {}}',
+            "got no list of objects as 'groups'; remove the file, and it is measured",
+        ),
+        ('{"options": null, "groups": []}', "got no list of objects as 'groups'"),
+        ('{"options": null, "groups": [1]}', "got no list of objects as 'groups'"),
+        ('{"options": null, "grou', "got malformed JSON"),
+    ],
+)
+def test_what_a_system_took_has_a_shape(tmp_path, content, message):
+    assert systems.read_measured(tmp_path, "base_q") is None
+    path = systems.measured_path(tmp_path, "base_q")
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"measured.json: {re.escape(message)}"):
+        systems.read_measured(tmp_path, "base_q")
+
+
+def test_answers_that_are_cut_off_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(systems, "_is_measured", lambda *_: True)
+    asked = documents(2)
+    job = types.SimpleNamespace(workdir=tmp_path, documents=asked)
+    path = tmp_path / "answers" / "base_q.jsonl"
+    path.parent.mkdir()
+    answers = [[{"answer": "x", "f1": 0.5}]] * 2
+    files.write_lines(path, answer_records(asked, answers), sealed=True)
+    assert systems._measure(job, SYSTEMS["base_q"], None) == answers
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    told = r"base_q\.jsonl: no answer is recorded to 'Who founded Bor\?' about 'doc-1'; remove the file, and"
+    with pytest.raises(ValueError, match=told):
+        systems._measure(job, SYSTEMS["base_q"], None)
 
 
 def test_all_names_of_the_paper_are_known():

@@ -81,6 +81,63 @@ def test_a_job_learns_what_was_written_for_it(config, tmp_path, says):
     assert len(says) == 2 and all(0 < line["likelihood"] < 1 for line in lines if "question" in line)
 
 
+def test_another_model_writes_for_a_job(config, tmp_path, monkeypatch):
+    """The teacher is still the base, and a finished file is not written by a model that is loaded again."""
+    loads, load = [], writers.load_model
+    monkeypatch.setattr(
+        writers, "load_model", lambda source, *args, **named: loads.append(source) or load(source, *args, **named)
+    )
+    write, written = writers.LocalWriter.write, []
+
+    def says(self, instructions, counts, seed):
+        written.append((self.name, write(self, instructions, counts, seed)))
+        numbers = iter(range(100))
+        return [[Reply("\n" + SAID.format(n=next(numbers)), True) for _ in range(count)] for count in counts]
+
+    monkeypatch.setattr(writers.LocalWriter, "write", says)
+    other = tmp_path / "other"
+    tiny.save_checkpoint(other, "mqa", seed=3, max_position_embeddings=2048)
+    config.generator.model, config.generator.reply_tokens = str(other), 4
+    first = run_job(config, tmp_path / "run")
+    settings, *lines = files.read_lines(tmp_path / "run" / "pairs.jsonl")
+    assert settings["settings"]["model"] == "other" and loads == [str(other)]
+    assert {name for name, _ in written} == {"other"} and len(qa_of(tmp_path / "run")) == 8
+    assert {line.get("writer") for line in lines if "kinds" in line} == {load(str(other)).fingerprint}
+    assert all(0 < line["likelihood"] < 1 for line in lines if "question" in line)
+    (tmp_path / "run" / "results.json").unlink()
+    assert run_job(config, tmp_path / "run")["steps"] == first["steps"] and len(loads) == 1
+    config.generator.model = ""
+    config.generator.file = str(tmp_path / "run" / "pairs.jsonl")
+    with pytest.raises(ValueError, match=r"was begun with other settings:\n.*model"):
+        run_job(config, tmp_path / "base")
+
+
+def test_texts_are_learned_in_parts(config, tmp_path, monkeypatch):
+    text = "The mill at Orrin was built in 1742. Ana Bell built the mill. The mill at Orrin has four wheels. "
+    monkeypatch.setattr(
+        writers.LocalWriter, "write", lambda self, asks, counts, seed: [[Reply(text, True)] * n for n in counts]
+    )
+    write_documents(config, [{**DOCUMENTS[0], "title": "Orrin Mill"}])
+    model = tmp_path / "speaks"
+    tiny.save_checkpoint(model, "gqa", max_position_embeddings=2048)
+    config.model = str(model)
+    config.generator.update(form="chat", kinds=("rewrite",), least_support=0.6)
+    run_job(config, tmp_path / "run")
+    found = [(question, answer) for _, question, answer in qa_of(tmp_path / "run")]
+    assert len(found) == 2 and " ".join(answer for _, answer in found) == text.strip()
+    assert [question for question, _ in found] == [f"Tell me about Orrin Mill. (part {n} of 2)" for n in (1, 2)]
+    # Another job reads them from the file, in longer rows as one.
+    config.targets.generator, config.generator.file = "none", str(tmp_path / "run" / "pairs.jsonl")
+    config.train.seq_len = 256
+    run_job(config, tmp_path / "again")
+    assert [(question, answer) for _, question, answer in qa_of(tmp_path / "again")] == [
+        ("Tell me about Orrin Mill.", text.strip())
+    ]
+    config.train.seq_len = 128
+    run_job(config, tmp_path / "parts")
+    assert [(question, answer) for _, question, answer in qa_of(tmp_path / "parts")] == found
+
+
 def test_a_job_of_which_no_pair_is_kept_says_why(config, tmp_path, monkeypatch):
     monkeypatch.setattr(
         writers.LocalWriter, "write", lambda self, asks, counts, seed: [[Reply("Hm.", True)] * n for n in counts]
@@ -166,6 +223,18 @@ def test_pairs_are_written_once_for_many_jobs(config, tmp_path, says):
     shown = inspect_targets(config, str(path), 3)
     assert "mill: 8 of 8 pairs kept" in shown and "2 documents, 100% of 16 pairs kept" in shown
     assert shown.count("likelihood 0.") == 6 and shown.count("    1742") + shown.count("    30 metres") == 6
+
+
+def test_a_file_that_is_cut_off_is_named_where_it_is_read(config, tmp_path, says, caplog):
+    path = tmp_path / "pairs.jsonl"
+    write_targets(config, path)
+    path.write_bytes(path.read_bytes()[:-9])
+    told = "pairs.jsonl, line 11: the last unit, about 'lake', was not finished (8 whole lines of it); it is not used"
+    inspect_targets(config, str(path), 3)
+    assert caplog.text.count(told) == 1
+    config.targets.generator, config.generator.file = "none", str(path)
+    run_job(config, tmp_path / "run")
+    assert caplog.text.count(told) == 2 and {context for context, *_ in qa_of(tmp_path / "run")} == {"mill"}
 
 
 def test_a_command_that_nobody_is_to_write_for_is_refused(config, tmp_path):

@@ -3,6 +3,8 @@
 import argparse
 import json
 import math
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from selfparam_jax.configs import base
 
 from selfparam_jax.commands import cli, command, inject, plan, run, targets
 from selfparam_jax.distributed.files import flatten
-from selfparam_jax.distributed.ranges import Range, kinds_of, ranges_of, shown
+from selfparam_jax.distributed.ranges import Range, kinds_of, ranges_of, shown, texts_of
 from selfparam_jax.jobs.harness import HarnessConfig
 from selfparam_jax.jobs.settings import Settings, fields_of, read_settings, setting_names
 from selfparam_jax.main import main
@@ -259,6 +261,35 @@ def test_what_is_true_or_false_is_nothing_else(section, name):
 
 def test_all_of_these_are_found():
     assert {name for _, name in TRUE_OR_FALSE} >= {"pack", "dated", "by_confidence", "teacher_scores", "orthogonal"}
+
+
+TEXTS = [(section, name) for section in (*sections(), Recipe, HarnessConfig) for name in texts_of(section)]
+
+
+@pytest.mark.parametrize(("section", "name"), TEXTS)
+def test_what_is_text_is_nothing_else(section, name):
+    """Text, or a tuple of texts, as the Python API is given them."""
+    needed = {"tasks": ("a",)} if section is HarnessConfig else {}
+    several = texts_of(section)[name]
+    expected = "expected a tuple of strings" if several else "expected a string; write it in quotes"
+    for value in (5, None, {"a": 1}, b"a", str, *(["a"] if several else [["a"], ("a",)])):
+        with pytest.raises(TypeError) as refused:
+            section(**{**needed, name: value})
+        assert re.match(rf"(--|\w+\.)?{name}: got .+, {expected}", said := str(refused.value)), said
+        assert len(said.splitlines()) == 1
+    if several:
+        with pytest.raises(TypeError, match=rf"{name}\[1\]: got 5, expected \S*{name} to be a tuple of strings"):
+            section(**{**needed, name: ("a", 5)})
+
+
+def test_all_texts_are_found():
+    texts = {name for name, value in flatten(base.get_config().to_dict()).items() if isinstance(value, str)}
+    known = {name for section, name in TEXTS if not texts_of(section)[name]}
+    assert {name.rpartition(".")[2] for name in texts} <= known and len(TEXTS) > 40
+
+
+def test_a_path_is_made_text():
+    assert Settings(model=pathlib.Path("a/b")).model == "a/b"
 
 
 @pytest.mark.parametrize("name", [name for name, kind in kinds_of(Recipe).items() if kind is not bool])

@@ -1,13 +1,15 @@
 """Job `recommend` on a tiny model: all systems, resumed replies, and files that changed."""
 
 import json
+import types
 
 import pytest
 from job_inputs import TEXTS, modified, write
 from selfparam_jax.configs import base
 
 from selfparam_jax.distributed import files
-from selfparam_jax.jobs import recommend
+from selfparam_jax.jobs import inputs, recommend
+from selfparam_jax.jobs.dry_run import dry_run
 from selfparam_jax.jobs.run import run_job
 from selfparam_jax.reports.report import write_report
 
@@ -147,3 +149,65 @@ def test_settings_that_cannot_be_used(config, tmp_path, change, message):
     config.recommend.update(change)
     with pytest.raises((ValueError, OSError), match=message):
         run_job(config, tmp_path / "run")
+
+
+def test_a_directory_that_was_removed_and_made_again_is_no_success(tmp_path, monkeypatch):
+    """What is written during the job makes the folders that it needs."""
+    injection = types.SimpleNamespace(teacher_s=0.0, train_s=1.0, sentence_tokens=1, steps=1, fill=1.0)
+    scores = types.SimpleNamespace(health={}, rows={}, strict={})
+    replaced = {
+        "read_test": lambda *_: (set(), set(), [], {}),
+        "train_recommender": lambda *_: injection,
+        "measure": lambda *_: {},
+        "collect_replies": lambda *_: [],
+        "score_replies": lambda *_: scores,
+        "write_scores": lambda _, folder: folder.mkdir(parents=True, exist_ok=True),
+        "complete": lambda workdir, results: results,
+    }
+    for name, function in replaced.items():
+        monkeypatch.setattr(recommend, name, function)
+    job = types.SimpleNamespace(
+        workdir=tmp_path / "run",
+        settings=types.SimpleNamespace(job="recommend", export_dtype="", recommend=types.SimpleNamespace(systems=())),
+        model=types.SimpleNamespace(name="m", matmul_dtype="float32"),
+        recipe=types.SimpleNamespace(prompt="chat"),
+        documents=[],
+        record={},
+    )
+    job.workdir.mkdir()
+    (job.workdir / "recommend.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"config\.json: no such file"):
+        recommend.run_recommend(job, 0.0)
+    (job.workdir / "config.json").write_text("{}")
+    assert recommend.run_recommend(job, 0.0)["steps"] == 1
+
+
+# --- a dry run -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("records", None, "records.jsonl: no such file"),
+        ("records", '{"rec": 5}\n', "record 1: got 5 as 'rec', expected a list of entity ids"),
+        ("item_ids", "[99]", "the id 99, which no entity has"),
+    ],
+)
+def test_the_records_of_a_recommendation(config, tmp_path, name, content, message):
+    said = list(dry_run(config, tmp_path / "run"))
+    assert said[-1] == "job recommend: titles at 3 turns; what it trains on and asks is not estimated"
+    path = tmp_path / {"records": "records.jsonl", "item_ids": "item_ids.json"}[name]
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises((ValueError, OSError), match=message):
+        next(dry_run(config, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_records_that_a_work_directory_was_begun_with(config, tmp_path):
+    workdir = tmp_path / "run"
+    inputs.prepare(config, workdir)
+    (workdir / "recommend.json").write_text(json.dumps(dict.fromkeys(("records", "entities", "item_ids"), "x")))
+    with pytest.raises(ValueError, match=r"was begun with other records, entities, item_ids \(recommend\.records\)"):
+        next(dry_run(config, workdir))

@@ -229,6 +229,28 @@ def test_a_work_directory_is_served_and_talked_to(workdir, monkeypatch, capsys):
     assert "error: there is no command /nothing; /help lists them" in err
 
 
+def test_a_directory_that_is_moved_while_it_is_served(workdir, ledger, opened, tmp_path):
+    """What is in memory goes on answering; of the rest it is said what became of it, not that the server failed."""
+    models = ServedModels(open_source(str(workdir)))
+    workdir.rename(tmp_path / "moved")
+    assert models.names() == ["base", "injected"] and models.find("injected") is models.find("injected")
+    assert describe_run(models)["scores"] == {}
+    shutil.copytree(ledger.directory, tmp_path / "ledger")
+    copy = Ledger.open(tmp_path / "ledger")
+    chosen = ServedModels(dataclasses.replace(opened, directory=tmp_path, ledger=copy))
+    with serving(chosen, extend=lambda app, service: add_page(app, service, chosen)) as url:
+        (tmp_path / "ledger").rename(tmp_path / "gone")
+        for path, body in (("/v1/models", None), ("/api/ask", {"model": "injected", "question": "Who?"})):
+            status, answer = post(f"{url}{path}", body)
+            assert status == 503 and answer["error"]["code"] == "files_not_there"
+            assert answer["error"]["message"].startswith(
+                "what this server answers from can no longer be read (No such"
+            )
+            assert str(tmp_path / "ledger") in answer["error"]["message"]
+        (tmp_path / "gone").rename(tmp_path / "ledger")
+        assert post(f"{url}/v1/models")[0] == 200, "brought back, it goes on"
+
+
 @pytest.fixture
 def single(config, tmp_path):
     """What a job `single` leaves that was stopped before its second document was finished."""
@@ -290,9 +312,10 @@ def test_a_model_for_each_document(single, monkeypatch, capsys):
     assert printed[1:7] == [*models.names(), "injected:doc-2 answers", "before the conversation: Cy"]
 
 
-def post(url, body):
-    """Status and JSON."""
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+def post(url, body=None):
+    """Status and JSON; without a body it is asked by GET."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=60) as response:
             return response.status, json.load(response)

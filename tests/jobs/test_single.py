@@ -1,9 +1,12 @@
 """Job `single`: every document on its own, from the untouched base."""
 
+import types
+
 import pytest
-from job_inputs import DOCUMENTS, assert_same_adapter, newest_adapter, write
+from job_inputs import DOCUMENTS, assert_same_adapter, documents, newest_adapter, write
 
 from selfparam_jax.distributed import files
+from selfparam_jax.jobs import single
 from selfparam_jax.jobs.ask import ask
 from selfparam_jax.jobs.dry_run import dry_run
 from selfparam_jax.jobs.run import run_job
@@ -47,3 +50,21 @@ def test_a_document_without_anything_to_learn_is_named_before_training(config, t
         with pytest.raises(ValueError, match="could be made of the text of 'hm'; expected sentences"):
             run()
     assert not list((tmp_path / "run").rglob("checkpoints"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "got no 'measured', expected a JSON object with 'measured', 'answers'"),
+        ("[]", "got a list, expected a JSON object with 'measured', 'answers'"),
+        ('{"measured": {', "got malformed JSON"),
+    ],
+)
+def test_what_an_injection_left_has_a_shape(tmp_path, monkeypatch, content, message):
+    monkeypatch.setattr(single, "measure_systems", lambda _: {})
+    job = types.SimpleNamespace(workdir=tmp_path, documents=documents(1))
+    path = single.injection_directory(tmp_path, 0) / "injected.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"injected.json: {message}"):
+        single.run_single(job, 0.0)

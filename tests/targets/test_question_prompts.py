@@ -4,18 +4,29 @@ import pytest
 
 from selfparam_jax.data.documents import QAPair
 from selfparam_jax.data.prompts import FEW_SHOT_EXAMPLES
+from selfparam_jax.targets.config import GeneratorConfig
 from selfparam_jax.targets.parse_pairs import parse_pairs
-from selfparam_jax.targets.question_prompts import PromptKind, load_prompts, replies_per_kind
+from selfparam_jax.targets.question_prompts import (
+    PromptKind,
+    TextKind,
+    chosen_kinds,
+    load_prompts,
+    replies_per_kind,
+)
 
 KNOWN = QAPair("Who founded the town of Quenbarrow?", "Hedra Molvane")
 CHAT = ["facts", "numbers_and_names", "why_how", "paraphrase_inversion", "summary", "yes_no_reason", "short_answers"]
+PAIRS = ["dialogue", "use_it"]  # optional, as are texts
+TEXTS = ["summary_text", "rewrite", "facts_list", "implications", "strategies"]
 COMPLETION = ["continued", "reworded", "inverted", "explained"]
 
 
 def test_our_kinds():
     prompts = load_prompts()
-    assert list(prompts) == CHAT + COMPLETION
-    assert [kind.form for kind in prompts.values()] == ["chat"] * 7 + ["completion"] * 4
+    assert list(prompts) == CHAT + PAIRS + TEXTS + COMPLETION
+    assert [kind.form for kind in prompts.values()] == ["chat"] * 14 + ["completion"] * 4
+    assert [name for name, kind in prompts.items() if kind.optional] == PAIRS + TEXTS
+    assert [name for name, kind in prompts.items() if isinstance(kind, TextKind)] == TEXTS
     assert all(kind.name == name and kind.weight > 0 for name, kind in prompts.items())
     shapes = {name: kind.answer_shape for name, kind in prompts.items()}
     assert shapes["facts"] == shapes["short_answers"] == "short" and shapes["why_how"] == "sentence"
@@ -39,6 +50,44 @@ def test_our_chat_kinds(name):
     assert "again" not in without and "\n\n\n" not in without
     line = f"Question: {KNOWN.question}\nAnswer: {KNOWN.answer}"
     assert (line in text) == (name == "paraphrase_inversion")
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_our_optional_kinds_of_pairs(name):
+    text = load_prompts()[name].render("The mill has {four} wheels.", 7)
+    assert "The mill has {four} wheels." in text and " 7 " in text and text.count("{") == 1
+    assert text.splitlines()[-2].startswith("Question: <") and text.splitlines()[-1].startswith("Answer: <")
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_our_kinds_of_texts(name):
+    kind = load_prompts()[name]
+    first = kind.first_instruction("The mill has {four} wheels.")
+    assert "The mill has {four} wheels." in first and first.count("{") == 1
+    text = kind.render("The mill has {four} wheels.", 1, plan="Draw the {context}.")
+    assert ("Draw the {context}." in text) == (first != text) == (name == "strategies")
+    asked = [kind.question("the mill", number) for number in range(len(kind.ask) + 1)]
+    assert len(set(asked)) == len(kind.ask) >= 4 and asked[-1] == asked[0]
+    assert all("the mill" in question and "{" not in question for question in asked)
+
+
+def test_which_kinds_are_asked_for():
+    def names(**settings):
+        return [kind.name for kind in chosen_kinds(GeneratorConfig(form="chat", **settings))]
+
+    assert names() == CHAT
+    assert names(kinds=("all",)) == CHAT + PAIRS + TEXTS
+    assert names(kinds=("rewrite", "facts")) == ["facts", "rewrite"]
+    with pytest.raises(ValueError, match=r"kinds = \['all'\] with form 'chat', expected 'all' or some of facts"):
+        names(kinds=("all", "facts"))
+
+
+def test_optional_kinds_alone_are_not_asked_for(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text(GOOD + "optional = true\n")
+    with pytest.raises(ValueError, match=r"kinds = \[\] with form 'chat', expected 'all' or some of mine"):
+        chosen_kinds(GeneratorConfig(form="chat", prompts=str(path)))
+    assert [kind.name for kind in chosen_kinds(GeneratorConfig(form="chat", prompts=str(path), kinds=("mine",)))]
 
 
 @pytest.mark.parametrize("name", COMPLETION)
@@ -71,6 +120,47 @@ def test_own_prompts(tmp_path):
     kind = load_prompts(path)["mine"]
     assert kind.render("Text.", 1, (), [KNOWN]) == f"Question: {KNOWN.question}\nAnswer: {KNOWN.answer}"
     assert (kind.begin, kind.told, kind.taken) == (("",), 2, 0)
+
+
+TEXT = (
+    '[mine]\nask = ["About {title}?"]\nplan = "P {context}"\ninstruction = "{context} {plan}"\nweight = 1\n'
+    'answer_shape = "sentence"\n'
+)
+
+
+def test_own_kind_of_text(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text(TEXT)
+    kind = load_prompts(path)["mine"]
+    assert kind.first_instruction("{plan}") == "P {plan}" and kind.render("{plan}", 1, plan="{x}") == "{plan} {x}"
+    assert kind.question("{title}", 3) == "About {title}?"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('["About {title}?"]', '"About {title}?"', "got ask = 'About {title}\\?', expected a list"),
+        ('["About {title}?"]', "[]", r"got ask = \[\], expected a list"),
+        ('["About {title}?"]', "[5]", "got ask = 5, expected a string"),
+        ("About {title}", "About it", "got ask with no placeholder, expected {title}"),
+        ("About {title}", "About {title} {plan}", "got ask with {plan}, {title}, expected {title}"),
+        ('"P {context}"', '"P"', "got plan with no placeholder, expected {context}"),
+        ('"P {context}"', "5", "got plan = 5, expected a string"),
+        ("{context} {plan}", "{context}", "got instruction with {context}, expected {context} and {plan}"),
+        ("{context} {plan}", "{context} {plan} {count}", "got instruction with {context}, {count}, {plan}"),
+        ('plan = "P {context}"\n', "", "got instruction with {context}, {plan}, expected {context};"),
+        ('ask = ["About {title}?"]\n', "", "got ask = None, expected a list"),
+        ('"sentence"', '"short"', "another answer_shape than 'sentence'"),
+        ('"sentence"', '"sentence"\ntaken = 1', "or with told or taken"),
+        ('"sentence"', '"sentence"\noptional = 1', "got optional = 1, expected true or false"),
+    ],
+)
+def test_wrong_kinds_of_texts_are_refused(tmp_path, old, new, message):
+    path = tmp_path / "own.toml"
+    path.write_text(TEXT.replace(old, new))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_prompts(path)
+    assert "own.toml" in str(caught.value)
 
 
 @pytest.mark.parametrize(

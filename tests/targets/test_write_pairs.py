@@ -20,6 +20,8 @@ from selfparam_jax.targets.write_pairs import (
     needs_writing,
     read_written,
     text_digest,
+    unfinished_unit,
+    warn_of_unfinished,
     with_written_pairs,
     write_pairs,
 )
@@ -61,7 +63,7 @@ instruction = "AGAIN {count}\\n{context}\\n{pairs}"
 class Scripted:
     """A writer that numbers its questions and remembers what it was asked; it can fail at one instruction."""
 
-    name, concurrency = "scripted", 1
+    name, concurrency, fingerprint = "scripted", 1, ""
 
     def __init__(self, fail_at=None):
         self.asked, self._fail_at = [], fail_at
@@ -320,10 +322,10 @@ def test_what_the_other_contexts_gave_is_kept_when_one_fails(config, tmp_path):
 
 def test_an_unknown_kind_is_refused(config, tmp_path):
     with pytest.raises(
-        ValueError, match=r"kinds = \['fact'\] with form 'chat', expected some of facts, other, again"
+        ValueError, match=r"kinds = \['fact'\] with form 'chat', expected 'all' or some of facts, other, again"
     ):
         write_pairs(CONTEXTS, Scripted(), dataclasses.replace(config, kinds=("fact",)), tmp_path / "pairs.jsonl")
-    with pytest.raises(ValueError, match="no kind of this form"):
+    with pytest.raises(ValueError, match="form 'completion', expected a file of prompts with a kind of this form"):
         write_pairs(CONTEXTS, Scripted(), dataclasses.replace(config, form="completion"), tmp_path / "pairs.jsonl")
 
 
@@ -371,6 +373,26 @@ def test_a_file_without_its_final_line_break_keeps_its_last_unit(config, tmp_pat
     again = Scripted()
     assert write_pairs(CONTEXTS, again, config, path) == expected
     assert again.asked == [] and path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("whole", "piece", "told"),
+    [
+        (4, 40, "the last unit, about 'lake', was not finished (4 whole lines of it)"),
+        (4, 0, "the last unit, about 'lake', was not finished (4 whole lines of it)"),
+        (0, 40, "the last unit, about 'lake', was not finished (0 whole lines of it)"),
+        (0, 9, "the last unit was not finished (0 whole lines of it)"),
+    ],
+)
+def test_a_last_unit_that_was_not_finished_is_named(config, tmp_path, caplog, whole, piece, told):
+    path = tmp_path / "pairs.jsonl"
+    write_pairs(CONTEXTS, Scripted(), dataclasses.replace(config, rounds=1), path)
+    lines = path.read_text().splitlines(keepends=True)
+    assert len(lines) == 11 and '"lake"' in lines[6] and unfinished_unit(path) == ""
+    path.write_text("".join(lines[: 6 + whole]) + lines[6 + whole][:piece])
+    assert unfinished_unit(path) == f"{path}, line 7: {told}"
+    warn_of_unfinished(path)
+    assert f"line 7: {told}; it is not used (the command" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,13 @@
 """The models that write pairs: our own decoding, and how each of them is checked and opened."""
 
+import gc
+import json
 import sys
+import weakref
 
+import jax
 import pytest
+import tiny
 
 from selfparam_jax.models.decoder import Decoder
 from selfparam_jax.targets import writers
@@ -11,6 +16,7 @@ from selfparam_jax.targets.endpoint import EndpointWriter
 from selfparam_jax.targets.grounded.writer import GroundedWriter
 from selfparam_jax.targets.replies import Reply
 from selfparam_jax.targets.writers import WRITERS, LocalWriter, check_writer, open_writer
+from selfparam_jax.training.recipe import Recipe
 
 CHAT_CONFIG = GeneratorConfig(form="chat")
 CHAT = (
@@ -121,6 +127,54 @@ def test_the_model_itself_is_opened(tiny_model, tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="local' without a model"):
         check_writer(config)
+
+
+def test_another_model_is_loaded_to_write_and_let_go(tiny_model, tmp_path, monkeypatch):
+    directory, loaded, load = tmp_path / "other", [], writers.load_model
+    tiny.save_checkpoint(directory, "mqa", seed=7, max_position_embeddings=256)
+
+    def noted(*args, **named):
+        model = load(*args, **named)
+        weights = [weakref.ref(leaf) for leaf in jax.tree.leaves(model.params)]
+        loaded.append((model.fingerprint, weakref.ref(model), weights))
+        return model
+
+    monkeypatch.setattr(writers, "load_model", noted)
+    config = GeneratorConfig(generator="local", model=str(directory), reply_tokens=6)
+    check_writer(config, tiny_model)
+    with open_writer(config, tmp_path / "pairs.jsonl", tiny_model) as writer:
+        assert (writer.name, writer.fingerprint, loaded) == ("other", "", []), "not before it is asked"
+        found = writer.write(["Passage: x"], [3], 0)
+        assert writer.write(["Passage: x"], [3], 0) == found and len(loaded) == 1
+        assert writer.fingerprint == loaded[0][0]
+        assert all(ref() is not None for ref in loaded[0][2])
+    gc.collect()
+    assert loaded[0][1]() is None and all(ref() is None for ref in loaded[0][2])
+    other = load(directory)
+    itself = LocalWriter("x", other.decoder(), other.params, other.tokenizer, config, other.end_ids)
+    assert itself.write(["Passage: x"], [3], 0) == found
+    with open_writer(
+        GeneratorConfig(generator="local", reply_tokens=6), tmp_path / "pairs.jsonl", tiny_model
+    ) as base:
+        assert base.fingerprint == tiny_model.fingerprint and base.write(["Passage: x"], [3], 0) != found
+
+
+def test_another_model_that_cannot_write_is_refused_before_it_is_loaded(tiny_model, tmp_path):
+    with pytest.raises(ValueError, match="'nowhere' is not known"):
+        check_writer(GeneratorConfig(generator="local", model="nowhere"), tiny_model)
+    tiny.save_checkpoint(tmp_path / "other", "mqa")
+    names = tmp_path / "other" / "chat_template.jinja", tmp_path / "other" / "tokenizer_config.json"
+    for path in names:
+        if path.name.endswith("jinja"):
+            path.unlink(missing_ok=True)
+        else:
+            content = json.loads(path.read_text())
+            content.pop("chat_template", None)
+            path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"no chat template.*choose another model"):
+        check_writer(GeneratorConfig(generator="local", form="chat", model=str(tmp_path / "other")), tiny_model)
+    with pytest.raises(ValueError, match=r"generator\.model = 'm' with targets.generator = 'auto', expected 'local'"):
+        Recipe(generator=GeneratorConfig(model="m"))
 
 
 def test_a_server_is_opened_and_its_replies_lie_beside_the_pairs(tmp_path, monkeypatch):

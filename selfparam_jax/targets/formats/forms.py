@@ -34,6 +34,7 @@ from selfparam_jax.targets.formats.statements import (
     statement,
 )
 from selfparam_jax.targets.sentences import Reading, Sentence
+from selfparam_jax.targets.texts import TextPair
 
 # How a question is put in a conversation. The first is the question as it stands, and it is the most frequent one.
 WORDINGS = (
@@ -244,7 +245,7 @@ def _conversations(
         if start is None:  # no such system turn
             start = chat.start_ids
         taken = answered[at : at + length]
-        asked = [(next(wordings).replace("{question}", pair.question), said) for pair, said in taken]
+        asked = [(_worded(pair, next(wordings)), said) for pair, said in taken]
         while len(asked) > 1 and not _fits(pairs, chat, start, asked):
             asked, taken = asked[:-1], taken[:-1]
         at += len(taken)
@@ -254,6 +255,11 @@ def _conversations(
             spans = [_answer_span(chat, said, pair.answer) for pair, said in taken]
             made.append(_conversation(pairs, start, chat.exchanges(asked), spans, asked, taken, reader, context))
     return made
+
+
+def _worded(pair: QAPair, wording: str) -> str:
+    """How a pair's question is put; a text is asked for in many wordings already, and is more than one sentence."""
+    return pair.question if isinstance(pair, TextPair) else wording.replace("{question}", pair.question)
 
 
 def _answer_span(chat: Prompt, sentence: str, answer: str) -> range:
