@@ -5,6 +5,8 @@
 The real training step is compiled for virtual devices. The architecture is read from --architecture (a config.json),
 from a .json of the configuration's name beside it, or else from the model itself.
 
+With --suggest it tries meshes, recomputation and sizes of the loss chunks, and prints the fastest that fits.
+
 With --compiler=tpu or gpu all programs of the job are compiled by the devices' own compiler, without the devices: it
 knows what they hold. That takes minutes for billions of parameters, and the extra `tpu` or `gpu-plan`.
 
@@ -28,8 +30,9 @@ from selfparam_jax.models.decoder import ModelConfig
 from selfparam_jax.plan.compilers import COMPILERS, CompilerMissingError, check_installed
 from selfparam_jax.plan.machines import Machine, read_machine
 from selfparam_jax.plan.plan import compiled_plan, make_plan, suggestion
+from selfparam_jax.plan.suggest import fastest_settings
 from selfparam_jax.plan.workload import Workload, read_architecture
-from selfparam_jax.reports.plans import describe_compiled, describe_plan, plan_table
+from selfparam_jax.reports.plans import choice_records, describe_choices, describe_compiled, describe_plan, plan_table
 
 
 def define_flags(argv: list[str]) -> flags.FlagValues:
@@ -65,6 +68,13 @@ def define_flags(argv: list[str]) -> flags.FlagValues:
         "With --compiler=tpu or gpu: only programs whose name begins like this, such as 'training'.",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "suggest",
+        False,
+        "Try meshes, recomputation and sizes of the loss chunks, by compiling the training step with each, and print "
+        "the fastest that fits.",
+        flag_values=values,
+    )
     flags.DEFINE_string("out", "", "JSON file to write the plans to (a list).", flag_values=values)
     return values
 
@@ -86,6 +96,11 @@ def plan_job(values: flags.FlagValues) -> str:
         raise ValueError("--config is missing, expected a file or a name such as batch; see --help")
     if not values.devices:
         raise ValueError("--devices is missing, expected KIND-COUNT, such as --devices=v5e-16")
+    if values.suggest and (values.context_tokens or values.programs):
+        raise ValueError(
+            "--suggest compiles the training step alone; leave out --context_tokens and --programs, and plan with "
+            "them and the settings that it finds"
+        )
     if values.out:
         files.check_output(values.out)
     machines = [read_machine(name) for name in values.devices]
@@ -96,6 +111,8 @@ def plan_job(values: flags.FlagValues) -> str:
     backend.prepare(cache_directory() / "compiled" if config.compilation_cache else None)
     file = config_flags.get_config_filename(values["config"])
     architecture = read_architecture(values.architecture, file, config.model)
+    if values.suggest:
+        return _suggested(values, machines, workload, architecture, compiler)
     if compiler != "cpu":
         return _compiled(values, machines, workload, architecture)
     plans, remarks = [], []
@@ -132,6 +149,25 @@ def _compiled(
     if values.out:
         files.write_json(values.out, plans)
     return "\n\n".join(map(describe_compiled, plans))
+
+
+def _suggested(
+    values: flags.FlagValues,
+    machines: Sequence[Machine],
+    workload: Workload,
+    architecture: ModelConfig,
+    compiler: str,
+) -> str:
+    """Settings that were tried on every machine, as text."""
+    texts, records = [], []
+    for machine in machines:
+        progress = functools.partial(logging.info, "compiling for %s %s", machine.name)
+        choices = fastest_settings(workload, architecture, machine, compiler, progress)
+        texts.append(describe_choices(machine, compiler, choices))
+        records.append({"machine": machine.name, "compiler": compiler, "choices": choice_records(choices)})
+    if values.out:
+        files.write_json(values.out, records)
+    return "\n\n".join(texts)
 
 
 def _run(arguments: list[str]) -> None:

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from selfparam_jax.plan.machines import USABLE
+from selfparam_jax.plan.machines import USABLE, Machine
+from selfparam_jax.plan.suggest import Choice, fastest
 from selfparam_jax.reports.tables import markdown_table
 
 _GIB = 2**30
@@ -126,3 +127,36 @@ def plan_table(plans: Sequence[dict], remarks: Sequence[str]) -> str:
             )
         )
     return markdown_table(_HEADER, rows)
+
+
+def describe_choices(machine: Machine, compiler: str, choices: Sequence[Choice]) -> str:
+    """Settings that were tried (`suggest.fastest_settings`), as a table, and the fastest that fits.
+
+    Args:
+      machine: what was compiled for.
+      compiler: by which; "cpu" for estimates.
+      choices: the job itself first.
+    """
+    rows = []
+    for each in choices:
+        state = each.note or ("fits" if each.fits else "does not fit")
+        size = "" if each.total is None else f"{each.total / _GIB:.2f}"
+        rows.append((each.flags or "as it is", size, f"{each.tokens_per_s:,.0f}" if each.total else "", state))
+    given, best = choices[0], fastest(choices)
+    if best is None:
+        found = "none of these fits; use more devices, or --config.base_weights=int8"
+    elif best is given:
+        found = "the job as it is is the fastest of those that fit"
+    else:
+        times = f", {best.tokens_per_s / given.tokens_per_s:.2f} times the job as it is" if given.fits else ""
+        found = f"the fastest that fits: {best.flags} ({best.tokens_per_s:,.0f} tokens/s{times})"
+    by = "estimates from this CPU's compiler" if compiler == "cpu" else f"{compiler.upper()} compiler"
+    memory = f"of {machine.chip.memory / _GIB:.2f} GiB a device, {USABLE:.0%} are usable"
+    header = ("settings", "GiB a device", "tokens/s, estimated", "")
+    return f"{machine.name}, {by}: {memory}\n\n{markdown_table(header, rows)}\n\n{found}"
+
+
+def choice_records(choices: Sequence[Choice]) -> list[dict]:
+    """The same for JSON: "flags", "total" (bytes of a device), "tokens_per_s", "fits" and "note"."""
+    names = ("flags", "total", "tokens_per_s", "fits", "note")
+    return [{name: getattr(each, name) for name in names} for each in choices]
