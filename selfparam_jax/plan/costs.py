@@ -178,12 +178,33 @@ def _read_collective(instruction: Instruction, overlaps: bool, float_bytes: floa
     return Collective(kind, largest, size, overlaps)
 
 
-def _collectives(program: Program, computation: str, float_bytes: float) -> collections.Counter:
+def _channel(instruction: Instruction) -> str | None:
+    found = re.search(r"channel_id=(\d+)", instruction.rest)
+    return found[1] if found else None
+
+
+def _started_channels(program: Program) -> set[str | None]:
+    """Channels of transfers that the TPU's compiler spreads over several fusions."""
+    return {
+        _channel(each)
+        for lines in program.computations.values()
+        if any(_STARTED in each.rest for each in lines.values())
+        for each in lines.values()
+        if each.kind in COLLECTIVES
+    }
+
+
+def _collectives(
+    program: Program, computation: str, float_bytes: float, spread: set[str | None]
+) -> collections.Counter:
     """The collectives of a computation that is run, those in its fusions included.
 
-    A transfer that the TPU's compiler spreads over several fusions has one channel, and counts once.
+    A transfer that the TPU's compiler spreads over several fusions (`spread`: their channels) counts once, where it
+    is started: its other parts may be in a loop that runs meanwhile.
     """
     found: dict[object, Collective] = {}
+    starting: set[str] = set()  # fusions that start one
+    begins: set[object] = set()  # channels of those that are started here
 
     def read(name: str, started: bool) -> None:
         lines = list(program.computations[name].values())
@@ -191,18 +212,21 @@ def _collectives(program: Program, computation: str, float_bytes: float) -> coll
             kind = each.kind.removesuffix("-start")
             if kind in COLLECTIVES:
                 begun = started or _computes_meanwhile(each, lines[place + 1 :])
-                channel = re.search(r"channel_id=(\d+)", each.rest)
-                key = channel[1] if channel else (name, each.name)
+                key = _channel(each) or (name, each.name)
+                if name in starting:
+                    begins.add(key)
                 begun = begun or (key in found and found[key].overlaps)
                 found[key] = _read_collective(each, begun, float_bytes)
             elif each.kind in ("fusion", "async-start"):
                 for callee in each.called:
                     if callee in program.computations:
                         own = any(_STARTED in line.rest for line in program.computations[callee].values())
+                        if own:
+                            starting.add(callee)
                         read(callee, own or _computes_meanwhile(each, lines[place + 1 :]))
 
     read(computation, False)
-    return collections.Counter(found.values())
+    return collections.Counter(each for key, each in found.items() if key not in spread or key in begins)
 
 
 def _computes_meanwhile(start: Instruction, later: list[Instruction]) -> bool:
@@ -284,6 +308,7 @@ def costs(text: str, unknown_trips: int = 1, float_bytes: float = 4) -> Costs:
       ValueError: a collective or a line is written in an unknown way.
     """
     program = read_program(text)
+    spread = _started_channels(program)
     flops: dict[str, float] = {}
     totals: dict[str, Costs] = {}
 
@@ -303,7 +328,7 @@ def costs(text: str, unknown_trips: int = 1, float_bytes: float = 4) -> Costs:
         if name in totals:
             return totals[name]
         known = program.computations[name]
-        found = totals[name] = Costs(flops_of(name), collectives=_collectives(program, name, float_bytes))
+        found = totals[name] = Costs(flops_of(name), collectives=_collectives(program, name, float_bytes, spread))
         for each in known.values():
             found.bytes += _moved(program, each, known)
             found.kernels += 'custom_call_target="tpu_custom_call"' in each.rest

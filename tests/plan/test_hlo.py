@@ -74,6 +74,21 @@ ENTRY %main (a: s32[], b: bf16[5,64,32], x.1: bf16[16,64]) -> bf16[16,64] {{
 """
 
 
+def test_a_transfer_that_goes_on_during_a_loop_is_one():
+    """Started before the loop, ended after it, and in between a part of a fusion in each of five rounds."""
+    start, done = (
+        next(line for line in TPU.splitlines() if line.startswith(f"  %{name} = ")) for name in ("f0", "f2")
+    )
+    text = TPU.replace(start + "\n", "").replace(done + "\n", "")
+    loop = next(line for line in text.splitlines() if line.startswith("  %w = "))
+    start, done = (line.replace("(%own)", "(%x.1)") for line in (start, done))
+    found = costs(text.replace(loop, f"{start}\n{loop}\n{done}")).collectives
+    gathers = {each: times for each, times in found.items() if each.kind == "all-gather"}
+    ((gather, times),) = gathers.items()
+    assert gather.overlaps and times == 1
+    assert sum(times for each, times in found.items() if each.kind == "all-reduce") == 10
+
+
 def test_a_program_of_the_tpus_compiler():
     found = costs(TPU)
     assert found.flops == 5 * 2 * 16 * 32 * 64
