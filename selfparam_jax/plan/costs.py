@@ -260,30 +260,46 @@ def _moved(program: Program, instruction: Instruction, known: dict[str, Instruct
         return 2 * read[1] if len(read) > 1 else 0.0
     if kind != "fusion" or not instruction.called or instruction.called[0] not in program.computations:
         return sum(read) + written
-    body = program.computations[instruction.called[0]]
+    body, passes = program.computations[instruction.called[0]], "output_to_operand_aliasing" in instruction.rest
     for each in body.values():
         if each.kind == "parameter" and int(each.inside) < len(read) and read[int(each.inside)]:
-            read[int(each.inside)] = min(read[int(each.inside)], _used(body, each))
-    return sum(read) + min(written, _results(body, program.root(instruction.called[0])))
+            read[int(each.inside)] = min(read[int(each.inside)], _used(program, body, each, passes))
+    return sum(read) + min(written, _results(body, program.root(instruction.called[0]), passes))
 
 
-def _used(body: dict[str, Instruction], parameter: Instruction) -> float:
-    """Bytes that a fusion reads of a parameter: of one that is only sliced, the slices."""
+def _used(program: Program, body: dict[str, Instruction], parameter: Instruction, passes: bool = False) -> float:
+    """Bytes that a fusion reads of a parameter: of one that is only sliced, the slices.
+
+    `passes`: results share their place with parameters. A buffer that is only handed on to a result, or filled by a
+    transfer meanwhile, is not read.
+    """
     total = 0.0
     for user in (each for each in body.values() if parameter.name in each.operands):
         if user.kind in ("dynamic-slice", "slice", "gather") and user.operands[0] == parameter.name:
             total += sum(each.bytes for each in user.arrays)
         elif user.kind == "bitcast":
-            total += _used(body, user)
+            total += _used(program, body, user)
+        elif user.kind == "fusion" and user.called and user.called[0] in program.computations:
+            inner = program.computations[user.called[0]]
+            places = [place for place, name in enumerate(user.operands) if name == parameter.name]
+            total += sum(
+                _used(program, inner, each)
+                for each in inner.values()
+                if each.kind == "parameter" and int(each.inside) in places
+            )
+        elif passes and user.kind in ("tuple", *COLLECTIVES):
+            continue
         elif user.kind != "dynamic-update-slice" or user.operands[0] != parameter.name:
             return math.inf
     return total
 
 
-def _results(body: dict[str, Instruction], root: Instruction) -> float:
-    """Bytes that a fusion writes: of an array that is updated in place, the update."""
+def _results(body: dict[str, Instruction], root: Instruction, passes: bool = False) -> float:
+    """Bytes that a fusion writes: of an array that is updated in place, the update; `passes` as `_used` has it."""
     if root.kind == "tuple":
-        return sum(_results(body, body[name]) for name in root.operands if name in body)
+        return sum(_results(body, body[name], passes) for name in root.operands if name in body)
+    if passes and root.kind in ("parameter", *COLLECTIVES):
+        return 0.0
     if root.kind in _VIEWS and root.operands and root.operands[0] in body:
         inner = body[root.operands[0]]
         if inner.kind in (*_VIEWS, "dynamic-update-slice"):

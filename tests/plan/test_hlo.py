@@ -102,6 +102,44 @@ def test_a_program_of_the_tpus_compiler():
     assert gather.largest == 64 * 128 and found.collectives[gather] == 5
 
 
+CHAIN = """HloModule jit_step, is_scheduled=true
+
+%cut (p: bf16[5,64,32], at: s32[]) -> bf16[64,32] {
+  %p = bf16[5,64,32]{2,1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %layer = bf16[1,64,32]{2,1,0} dynamic-slice(%p, %at, %zero, %zero), dynamic_slice_sizes={1,64,32}
+  ROOT %flat = bf16[64,32]{1,0} bitcast(%layer)
+}
+
+%chain (buffer: bf16[64,128], own: bf16[64,32], stack: bf16[5,64,32], n: s32[]) -> (bf16[64,32], bf16[64,128], bf16[64,128]) {
+  %buffer = bf16[64,128]{1,0} parameter(0)
+  %own = bf16[64,32]{1,0} parameter(1)
+  %stack = bf16[5,64,32]{2,1,0} parameter(2)
+  %n = s32[] parameter(3)
+  %one = bf16[64,32]{1,0} fusion(%stack, %n), kind=kLoop, calls=%cut
+  %twice = bf16[64,32]{1,0} add(%one, %one)
+  %g = bf16[64,128]{1,0} all-gather(%own), channel_id=3, replica_groups={{0,1,2,3}}, dimensions={1}
+  ROOT %t = (bf16[64,32]{1,0}, bf16[64,128]{1,0}, bf16[64,128]{1,0}) tuple(%twice, %buffer, %g)
+}
+
+ENTRY %main (b: bf16[64,128], o: bf16[64,32], s: bf16[5,64,32], n.1: s32[]) -> (bf16[64,32], bf16[64,128], bf16[64,128]) {
+  %b = bf16[64,128]{1,0} parameter(0)
+  %o = bf16[64,32]{1,0} parameter(1)
+  %s = bf16[5,64,32]{2,1,0} parameter(2)
+  %n.1 = s32[] parameter(3)
+  ROOT %f = (bf16[64,32]{1,0}, bf16[64,128]{1,0}, bf16[64,128]{1,0}) fusion(%b, %o, %s, %n.1), kind=kCustom, output_to_operand_aliasing={{1}: (0, {}), {2}: (0, {})}, calls=%chain
+}
+"""  # noqa: E501
+
+
+def test_a_buffer_that_a_fusion_hands_on_is_not_moved():
+    """It reads a layer of the stack, through a fusion of its own, and writes as much; a transfer fills the buffer."""
+    assert costs(CHAIN).bytes == 2 * (2 * 64 * 32)
+    copied = CHAIN.replace(" output_to_operand_aliasing={{1}: (0, {}), {2}: (0, {})},", "")
+    assert costs(copied).bytes == 2 * (2 * 64 * 32) + 2 * 64 * 32 + 3 * (2 * 64 * 128)
+
+
 def test_rounds_that_nothing_says():
     text = TPU.replace("constant(5)", "parameter(1)")
     assert costs(text, 3).cycles == 3 * 2000
