@@ -16,6 +16,9 @@ from selfparam_jax.distributed.files import read_json
 from selfparam_jax.models.family import PreTokenizer
 from selfparam_jax.models.registry import FAMILIES, one_of
 
+_OBJECTS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+_AGAIN = "get the model's tokenizer files again"
+
 
 @functools.cache
 def today() -> datetime.date:
@@ -34,6 +37,11 @@ def read_date(text: str) -> datetime.date:
 def date_of(tokenizer: Any) -> datetime.date:
     """The day that a chat template is told, if it asks: that of `load_model(date=...)`, or `today`."""
     return getattr(tokenizer, "conversation_date", None) or today()
+
+
+def named(tokenizer: Any) -> str:
+    """What to call a tokenizer in a message."""
+    return f"the tokenizer of {tokenizer.name_or_path}" if getattr(tokenizer, "name_or_path", "") else "the tokenizer"
 
 
 def read_tokenizer(directory: Path) -> Any:
@@ -64,8 +72,11 @@ def read_tokenizer(directory: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise many kinds, some of them bare Exception
+        _check_text_files(directory)
         reason = _empty_name(directory) or f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{directory}: the tokenizer cannot be read: {reason}") from error
+        # A bare Exception is of the package tokenizers, which reads this file alone.
+        where = directory / "tokenizer.json" if type(error) is Exception else directory
+        raise ValueError(f"{where}: the tokenizer cannot be read: {reason}; {_AGAIN}") from error
     _check_vocabulary(tokenizer, f"{directory}: the tokenizer")
     return tokenizer
 
@@ -74,15 +85,28 @@ def _check_vocabulary(tokenizer: Any, what: str) -> None:
     """Raises ValueError for a tokenizer without a token that text could become; `what` names it."""
     if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
         raise ValueError(
-            f"{what} has no tokens but special ones, so every text is empty to it; expected a vocabulary. Get the "
-            "model's tokenizer files again."
+            f"{what} has no tokens but special ones, so every text is empty to it; expected a vocabulary; {_AGAIN}"
         )
+
+
+def _check_text_files(directory: Path) -> None:
+    """Raises ValueError for a file of a tokenizer that is no UTF-8, or no JSON where it should be; names it."""
+    for path in (directory / name for name in _OBJECTS):
+        if path.is_file():
+            read_json(path, advice=_AGAIN)
+    for path in sorted(directory.glob("**/*.jinja")):
+        try:
+            path.read_bytes().decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path}: got bytes that are no UTF-8 ({error.reason}), expected text; {_AGAIN}"
+            ) from error
 
 
 def _empty_name(directory: Path) -> str:
     """What is wrong where a special token has an empty name, as in the first conversions of Llama; "" if none has."""
     path = directory / "tokenizer_config.json"
-    fields = read_json(path) if path.is_file() else {}
+    fields = read_json(path, advice=_AGAIN) if path.is_file() else {}
     for role in ("bos_token", "eos_token", "unk_token", "pad_token"):
         value = fields.get(role)
         if (value.get("content") if isinstance(value, dict) else value) == "":

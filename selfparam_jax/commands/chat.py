@@ -26,6 +26,7 @@ from selfparam_jax.inference.decoding import Sampling
 from selfparam_jax.inference.engine import Engine
 from selfparam_jax.inference.replies import ReplyText
 from selfparam_jax.jobs.served import BASE, INJECTED, ServedModels, ask_ids, open_source
+from selfparam_jax.reports.tables import counted
 
 HELP = """\
 /models            who can answer
@@ -173,8 +174,9 @@ def _chat(options: argparse.Namespace) -> None:
         print(f"{models.opened.model.name}: {talk.model} answers. /help lists the commands.")
         if not talk.chats:
             print("This model has no chat template: each line is a question of its own.")
-        for line in _lines(talk):
-            _reply(talk, line)
+        refused = sum(not _reply(talk, line) for line in _lines(talk))
+    if refused and not sys.stdin.isatty():  # nobody has seen it
+        raise ValueError(f"{counted(refused, 'line')} of standard input could not be answered; see above")
 
 
 def _lines(talk: Conversation) -> Iterator[str]:
@@ -195,16 +197,18 @@ def _lines(talk: Conversation) -> Iterator[str]:
             yield line
 
 
-def _reply(talk: Conversation, line: str) -> None:
-    """Prints what a line gives; a mistake in it, or Ctrl-C during an answer, ends only this line."""
+def _reply(talk: Conversation, line: str) -> bool:
+    """Prints what a line gives; a mistake in it, or Ctrl-C during an answer, ends only this line: False."""
     try:
         if line.startswith("/"):
             print(talk.command(line))
-            return
+            return True
         for text in talk.answer(line):
             print(text, end="", flush=True)
         print()
+        return True
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print(" (stopped)")
+    return False

@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from selfparam_jax.checkpoints.tokenizers import date_of
+from selfparam_jax.checkpoints.tokenizers import date_of, named
 
-_WITHOUT = "use 'plain' or 'few_shot'"
+_WITHOUT = "set prompt to 'plain' or 'few_shot'"
 
 
 def render_conversation(tokenizer: Any, messages: Sequence[dict], **options: Any) -> str:
@@ -40,9 +40,10 @@ def render_conversation(tokenizer: Any, messages: Sequence[dict], **options: Any
             list(messages), tokenize=False, date_string=day.strftime("%d %b %Y"), **options
         )
     except Exception as error:  # of Jinja's own kinds, and whatever a template's expressions run into
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
-            f"this model's chat template refuses a conversation of user and assistant ({reason}); {_WITHOUT}"
+            f"the chat template of {named(tokenizer)} refuses a conversation of user and assistant ({reason}); "
+            f"{_WITHOUT}, or correct the template"
         ) from error
 
 
@@ -58,10 +59,18 @@ def conversation_ids(tokenizer: Any, messages: Sequence[dict]) -> tuple[int, ...
     The name of a special token inside a message is only text, as in `Prompt`: a message cannot end its own turn.
 
     Raises:
-      ValueError: the template refuses the conversation, or does more with a message that names a special token than
-        put it in its place.
+      ValueError: the template refuses the conversation, leaves its last message out, or does more with a message that
+        names a special token than put it in its place.
     """
     text = render_conversation(tokenizer, messages, add_generation_prompt=True)
+    *before, last = messages
+    if last["content"].strip() not in text:
+        other = [*before, {**last, "content": "ANOTHER-TEXT"}]
+        if render_conversation(tokenizer, other, add_generation_prompt=True) == text:
+            raise ValueError(
+                f"the chat template of {named(tokenizer)} leaves out the last message, whatever it says; correct the "
+                "template"
+            )
     names = [name for name in (*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens) if name]
     pieces = [(text, True)]
     if any(name in message["content"] for message in messages for name in names):

@@ -17,6 +17,7 @@ import functools
 import re
 from collections.abc import Sequence
 
+from selfparam_jax.checkpoints.tokenizers import named
 from selfparam_jax.data.chat_templates import end_of_turn, render_conversation, split_template
 
 FEW_SHOT_EXAMPLES = """\
@@ -419,7 +420,10 @@ class Prompt:
         tokenizer = self._tokenizer
         first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         if first is None:
-            raise ValueError("the tokenizer has neither a BOS nor an EOS token; one is needed to start with")
+            raise ValueError(
+                f"{named(tokenizer)} has neither a BOS nor an EOS token, and one is needed to start with; name one "
+                "as bos_token or eos_token in tokenizer_config.json"
+            )
         return first
 
     def _prepare_chat(self) -> None:

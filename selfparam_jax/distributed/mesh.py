@@ -81,6 +81,16 @@ class MeshConfig:
         return tuple(devices // fixed if size == -1 else size for size in sizes)
 
 
+def gather_options(mesh: Mesh) -> dict[str, bool] | None:
+    """Options of the compiler for a program that gathers weights layer by layer; None where it does not.
+
+    Without them, the TPU's compiler waits for these gathers on small slices instead of computing meanwhile.
+    """
+    if mesh.devices.flat[0].platform != "tpu" or mesh.shape["fsdp"] == 1:
+        return None
+    return {"xla_enable_async_all_gather": True, "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True}
+
+
 def make_mesh(devices: Sequence | None = None, config: MeshConfig = MeshConfig()) -> Mesh:
     """A mesh over `devices` (default: all of all processes).
 

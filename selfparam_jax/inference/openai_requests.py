@@ -148,6 +148,8 @@ def read_wanted(body: dict, own: tuple[str, ...], limits: Limits) -> Wanted:
             raise ApiError(400, f"{name!r} is not supported here; leave it out", name, "unsupported_parameter")
     model = body.get("model")
     if not isinstance(model, str) or not model:
+        if model not in (None, ""):
+            raise refuse("model", "'model' must be a string, one of GET /v1/models")
         raise ApiError(400, "'model' is missing; name one of GET /v1/models", "model", "missing_required_parameter")
     temperature = _number(
         body,
@@ -180,7 +182,8 @@ def read_messages(body: dict) -> list[dict[str, str]]:
     """
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise refuse("messages", "'messages' is missing or empty; send a list of {role, content}")
+        what = "is missing or empty" if messages in (None, []) else "is no list"
+        raise refuse("messages", f"'messages' {what}; send a list of {{role, content}}")
     return [_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
 
 

@@ -153,7 +153,7 @@ def common_fields(hf_config: Any, rope: Mapping[str, Any]) -> dict[str, Any]:
         "intermediate_size": hf_config.intermediate_size,
         "num_hidden_layers": hf_config.num_hidden_layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": get("num_key_value_heads") or heads,
+        "num_key_value_heads": heads if get("num_key_value_heads") is None else get("num_key_value_heads"),
         "head_dim": get("head_dim") or hf_config.hidden_size // heads,
         "rms_norm_eps": float(hf_config.rms_norm_eps),
         "rope_theta": rope_theta,

@@ -265,6 +265,8 @@ class Ledger:
                         f"{self.base_fingerprint}"
                     )
                 self.adapter(id)
+            except FileNotFoundError as error:
+                problems.append(f"{id}: {error.filename or error} is missing; restore it from a copy")
             except (ValueError, OSError) as error:
                 problems.append(f"{id}: {error}")
             parent = id

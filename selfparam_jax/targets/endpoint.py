@@ -203,7 +203,8 @@ def _bounded_client(openai: Any, attempt_s: float) -> Any:
 
     # A connection for each attempt: which one of those kept open a request takes is not told.
     limits = library.Limits(max_connections=None, max_keepalive_connections=0)
-    return Client(event_hooks={"response": [bound]}, limits=limits)
+    # A server that sends on to another address could name one that only this machine reaches.
+    return Client(event_hooks={"response": [bound]}, limits=limits, follow_redirects=False)
 
 
 class _Answer(NamedTuple):
@@ -517,7 +518,7 @@ class EndpointWriter:
         raise failure
 
     def _refusal(self, response, body) -> Exception:
-        """What to raise for an answer of status 4xx or 5xx."""
+        """What to raise for an answer of status 3xx, 4xx or 5xx."""
         status, body = response.status_code, body if isinstance(body, dict) else {}
         said = body["message"] if isinstance(body.get("message"), str) else response.text
         said = _excerpt(said, self._key)
@@ -526,6 +527,9 @@ class EndpointWriter:
             # What a server says about a key may contain it, in whatever form.
             said, name = "the key is not accepted", self._config.key_variable
             advice = f"check the environment variable {name}" if name else "it needs a key: set endpoint.key_variable"
+        elif status < 400:
+            said = f"it sends on to {_excerpt(response.headers.get('location', 'nowhere'), self._key)}"
+            advice = "it is not followed there; correct endpoint.base_url"
         elif status == 404:
             advice = f"check endpoint.base_url (it usually ends in /v1) and endpoint.model ({self._config.model})"
         elif status in (400, 413, 422):

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from selfparam_jax.distributed.mesh import replicated, split_rows
+from selfparam_jax.distributed.mesh import gather_options, replicated, split_rows
 from selfparam_jax.models.architecture import ModelConfig
 from selfparam_jax.models.decoder import Decoder, Head, constrain, head_weight, output_head
 from selfparam_jax.models.shardings import parameter_shardings
@@ -276,4 +276,5 @@ def _compiled_step(model, update, mesh, loss, orthogonal, axis_of_rows, int8, te
     # On one device the layers may be apart (`unstacked.layers_apart`), and there is nothing to split.
     frozen = same if mesh.size == 1 else parameter_shardings(mesh, model.config, int8)
     given = (same, frozen, rows, same, *last)
-    return jax.jit(step, in_shardings=given, out_shardings=(same, same), donate_argnums=0)
+    options = gather_options(mesh)
+    return jax.jit(step, in_shardings=given, out_shardings=(same, same), donate_argnums=0, compiler_options=options)

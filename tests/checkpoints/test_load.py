@@ -180,8 +180,38 @@ def test_a_tokenizer_without_a_vocabulary(tmp_path):
     fields["model"] |= {"vocab": {}, "merges": []}
     path.write_text(json.dumps(fields))
     for read in (load_model, load_outline):
-        with pytest.raises(ValueError, match=r"the tokenizer has no tokens but special ones, .*Get the model's"):
+        with pytest.raises(ValueError, match=r"the tokenizer has no tokens but special ones, .*get the model's"):
             read(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("chat_template.jinja", b"\xff\xfe\x00", "got bytes that are no UTF-8"),
+        ("tokenizer_config.json", b'{"a":', "got malformed JSON"),
+        ("tokenizer.json", '{"a": "\u0101'.encode()[:-1], "got"),
+        ("tokenizer.json", b'"type": "Quantum"', "the tokenizer cannot be read"),
+    ],
+)
+def test_a_damaged_file_of_a_tokenizer_is_named(tmp_path, name, content, reason):
+    tiny.save_checkpoint(tmp_path, "gqa")
+    if b"Quantum" in content:  # all of the file but this
+        content = (tmp_path / name).read_bytes().replace(b'"type": "BPE"', content)
+        assert b"Quantum" in content
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError) as refused:
+        read_tokenizer(tmp_path)
+    said = str(refused.value)
+    assert said.startswith(f"{tmp_path / name}: ") and reason in said and len(said.splitlines()) == 1
+    assert said.endswith("get the model's tokenizer files again")
+
+
+def test_heads_of_keys_are_not_guessed_from_a_zero(tmp_path):
+    tiny.save_checkpoint(tmp_path, "gqa")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_key_value_heads": 0}))
+    with pytest.raises(ValueError, match=r"config\.json: .*num_key_value_heads = 0, expected a whole number from 1"):
+        load_model(str(tmp_path))
 
 
 def test_tokenizer_larger_than_the_embedding(tmp_path):

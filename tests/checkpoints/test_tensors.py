@@ -287,7 +287,7 @@ def test_fingerprint_does_not_depend_on_the_file_format(tmp_path):
 # --- weights that are not finite ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e19, -1e30])
 @pytest.mark.parametrize("split", [False, True])
 def test_weights_that_are_not_finite(tmp_path, value, split):
     config = config_of("gqa")

@@ -9,7 +9,7 @@ import tiny
 
 from selfparam_jax.checkpoints import tokenizers
 from selfparam_jax.data import chat_templates
-from selfparam_jax.data.chat_templates import render_conversation
+from selfparam_jax.data.chat_templates import conversation_ids, render_conversation
 from selfparam_jax.data.prompts import FEW_SHOT_EXAMPLES, FORMATS, Prompt
 
 # Like tiny.CHAT_TEMPLATE, with a default system turn in front.
@@ -153,8 +153,28 @@ def test_chat_templates_that_cannot_be_split_are_refused(template):
         Prompt("chat", tiny_tokenizer(template))
 
 
+def test_a_template_without_the_last_message_is_refused():
+    """Every question would have the same answer; a template that changes the text is another matter."""
+    turns = [{"role": "user", "content": "Who founded Bor?"}]
+    with pytest.raises(ValueError, match="the chat template of the tokenizer leaves out the last message"):
+        conversation_ids(tiny_tokenizer("no message at all"), turns)
+    tokenizer = tiny_tokenizer("{{ messages[0]['content'] | upper }}")
+    assert tokenizer.decode(conversation_ids(tokenizer, turns)) == "WHO FOUNDED BOR?"
+
+
+def test_a_template_that_fails_without_a_word_is_told_by_its_kind(monkeypatch):
+    tokenizer = tiny_tokenizer("{{ messages[0]['content'] }}")
+
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(tokenizer, "apply_chat_template", fail)
+    with pytest.raises(ValueError, match=r"user and assistant \(MemoryError\); set prompt to"):
+        conversation_ids(tokenizer, [{"role": "user", "content": "Who?"}])
+
+
 def test_a_template_that_refuses_the_conversation_is_refused():
-    with pytest.raises(ValueError, match=r"refuses a conversation of user and assistant \(No\.\); use 'plain'"):
+    with pytest.raises(ValueError, match=r"refuses a conversation of user and assistant \(No\.\); set prompt to 'p"):
         Prompt("chat", tiny_tokenizer("{{ raise_exception('No.') }}"))
     assert Prompt("plain", tiny_tokenizer("{{ raise_exception('No.') }}")).end_ids == (1, 2)
 

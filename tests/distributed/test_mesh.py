@@ -2,6 +2,7 @@
 
 import functools
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -374,3 +375,14 @@ def test_rows_are_rounded_up_to_what_the_mesh_can_split(name, rows, accumulate, 
 
 def test_one_device_needs_no_rounding():
     assert [mesh.round_up_rows(mesh.make_mesh(jax.devices()[:1]), rows) for rows in (1, 2, 7)] == [1, 2, 7]
+
+
+def test_only_a_tpu_that_gathers_weights_is_given_options():
+    """They are the TPU compiler's own; another ends at a name that it does not know."""
+    devices = jax.devices()[:2]
+    split = mesh.make_mesh(devices, MeshConfig(1, 2, 1))
+    assert mesh.gather_options(split) is None
+    chip = types.SimpleNamespace(platform="tpu")
+    for sizes, given in (((1, 2, 1), True), ((2, 1, 1), False)):
+        tpu = types.SimpleNamespace(devices=np.array([chip, chip]).reshape(sizes), shape={"fsdp": sizes[1]})
+        assert (mesh.gather_options(tpu) is not None) == given

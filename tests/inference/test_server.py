@@ -210,6 +210,7 @@ BAD = {
     "logprobs": ({"logprobs": True}, "logprobs", "'logprobs' is not supported here"),
     "a typo": ({"temprature": 1}, "temprature", "'temprature' is not a field of this request"),
     "no model": ({"model": None}, "model", "'model' is missing"),
+    "a list of models": ({"model": ["base"]}, "model", "'model' must be a string"),
     "a picture": (
         {
             "messages": [
@@ -221,6 +222,7 @@ BAD = {
     ),
     "a role": ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "is 'tool', expected one of"),
     "no messages": ({"messages": []}, "messages", "missing or empty"),
+    "a text for messages": ({"messages": "hi"}, "messages", "'messages' is no list"),
     "a calling assistant": (
         {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]},
         "messages[0].tool_calls",

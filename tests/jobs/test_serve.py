@@ -221,12 +221,15 @@ def test_a_work_directory_is_served_and_talked_to(workdir, monkeypatch, capsys):
 
     lines = ["/models", "/document doc-1", "Who?", "/model base", "/nothing", "/quit", "never read"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
-    chat.main([str(workdir), "--max_tokens=5"])
+    with pytest.raises(SystemExit) as end:  # a line that could not be answered, and nobody at a terminal
+        chat.main([str(workdir), "--max_tokens=5"])
+    assert end.value.code == 1
     out, err = capsys.readouterr()
     printed = out.split("\n")
     assert printed[0].endswith(": injected answers. /help lists the commands.")
     assert printed[1:4] == ["base", "injected", "before the conversation: Bor"] and "base answers" in printed
     assert "error: there is no command /nothing; /help lists them" in err
+    assert err.endswith("error: 1 line of standard input could not be answered; see above\n")
 
 
 def test_a_directory_that_is_moved_while_it_is_served(workdir, ledger, opened, tmp_path):

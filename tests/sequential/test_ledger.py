@@ -423,6 +423,7 @@ def test_a_missing_file_is_found(book, name, index):
     shutil.rmtree(path) if name == "." else path.unlink()
     (problem,) = book.verify()
     assert problem.startswith(f"{id}: ") and ("entry.json" if name == "." else name) in problem
+    assert problem.endswith("is missing; restore it from a copy")
 
 
 def rewrite(book, change):

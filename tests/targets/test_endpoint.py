@@ -236,6 +236,16 @@ def test_a_refusal_ends_at_once_and_says_what_to_do(server, opened, caplog, code
     assert (KEY[:12] in str(caught.value)) == (code not in (401, 403)), "no part of a key that is refused"
 
 
+def test_a_server_that_sends_on_is_not_followed(server, opened):
+    """The other address may be one that only this machine reaches."""
+    server.script(faults=[status(302, Location="http://169.254.169.254/secret")])
+    with pytest.raises(
+        EndpointError, match=r"status 302: it sends on to http://169\.254\.169\.254/secret; .*base_url"
+    ):
+        opened(concurrency=1).write(ASKED, [1, 1], 7)
+    assert server.state()["asked"] == 1
+
+
 def test_refusals_that_look_passing(server, opened):
     server.script(faults=[status(429, **{"Retry-After": "3600"})])
     with pytest.raises(EndpointError, match="status 429: busy; it asks to wait 3600 s"):
