@@ -133,7 +133,9 @@ def new_directory(
             yield temporary
             found = finish(temporary) if finish else {}
             written = {FOUND: found} if found else {}
-            write_json(temporary / record_name, record | written | {FILES: _digests(temporary)})
+            digests = _digests(temporary)
+            digests.pop(record_name, None)  # it may be there for `finish`, and is written again
+            write_json(temporary / record_name, record | written | {FILES: digests})
             temporary.rename(target)
         except Exception as error:
             if disk := disk_error(error):

@@ -188,16 +188,23 @@ def model_directory(source: str | os.PathLike, cache_dir: str | os.PathLike | No
 
 def check_source(source: str) -> None:
     """Raises ValueError for the name of a model that is neither something here nor a hub id."""
-    if not Path(source).expanduser().exists() and not _is_hub_id(source):
+    path = Path(source).expanduser()
+    if (path.is_file() and path.suffix != ".gguf") or (not path.exists() and not _is_hub_id(source)):
         raise ValueError(_unknown(source))
 
 
 def _is_hub_id(source: str) -> bool:
     looks_like_file = source.endswith(".gguf") or source.startswith((".", "~"))
+    looks_like_file = looks_like_file or Path(source).is_file()
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", source, re.ASCII)) and not looks_like_file
 
 
 def _unknown(source: str) -> str:
+    if Path(source).expanduser().is_file():
+        return (
+            f"model {source!r}: got a file, expected a directory with config.json, weights and tokenizer, or a .gguf "
+            "file; give the file's folder"
+        )
     return (
         f"model {source!r} is not known: got neither an existing directory or .gguf file nor a hub id. "
         f"A model may be {DEFAULT_MODEL!r} (downloaded once), a path to a .gguf file, a directory with "

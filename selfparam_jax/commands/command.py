@@ -193,16 +193,25 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
                 arguments[place + 1] = find_config(arguments[place + 1])
     try:
         rest = values(arguments)
-        if "config" in values and not isinstance(values["config"].value, ConfigDict | None):
-            raise TypeError(f"get_config gave a {type(values['config'].value).__name__}, expected a ConfigDict")
+        made = values["config"].value if "config" in values else None
+        if not isinstance(made, ConfigDict | None) or (made is None and config_name(argv)):
+            got = "nothing" if made is None else f"a {type(made).__name__}"
+            raise TypeError(f"get_config gave {got}, expected a ConfigDict; end it with 'return config'")
         return rest
+    except SystemExit as error:
+        if not config_name(argv):
+            raise
+        raise ValueError(_of_config(argv, f"ends the process ({error!r}), expected a get_config")) from error
     except flags.UnrecognizedFlagError as error:
         raise UsageError(no_flag(f"--{error.flagname}", [f"--{name}" for name in values])) from error
     except flags.Error as error:
         said = str(error).strip().splitlines()
         if len(said) == 1:
             raise UsageError(_in_words(said[0])) from error
-        raise ValueError(_of_config(argv, said[-1]) if config_name(argv) else said[-1]) from error
+        # The loader's message may end with a traceback, whose lines are indented: the error stands after it.
+        indented = [place for place, line in enumerate(said) if line.startswith(" ")]
+        told = " ".join(said[indented[-1] + 1 :] if indented else said[-1:]) or said[-1].strip()
+        raise ValueError(_of_config(argv, told) if config_name(argv) else told) from error
     except Exception as error:  # a configuration is a program of its writer's, and can raise anything
         said = " ".join(f"{type(error).__name__}: {error}".split())
         if not config_name(argv):

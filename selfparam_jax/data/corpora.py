@@ -48,6 +48,7 @@ from selfparam_jax.data.documents import (
     is_record_list,
     load_texts,
     read_document_files,
+    refuse_special,
     select,
 )
 from selfparam_jax.data.readers.chats import read_json as read_conversations
@@ -65,7 +66,7 @@ from selfparam_jax.data.rows import (
     stream_rows,
     typed,
 )
-from selfparam_jax.distributed.files import kind_of
+from selfparam_jax.distributed.files import kind_of, reading
 
 PWC_ANSWER_TOKENS = 5
 PWC_EXCLUDED = "above text"
@@ -140,7 +141,13 @@ def read_documents(
       ValueError: no such data set or split, other columns, `limit` above the number of documents, no network.
       OSError: no such file.
     """
-    source = os.fspath(source)
+    with reading(source):
+        return _read_documents(os.fspath(source), limit, ids, count_tokens)
+
+
+def _read_documents(
+    source: str, limit: int, ids: tuple[str, ...], count_tokens: Callable[[str], int] | None
+) -> list[Document]:
     if limit < 0:
         raise ValueError(f"{source}: got limit {limit}, expected 0 (all) or more; correct the limit")
     name, at, place = source.partition("@")
@@ -453,6 +460,7 @@ def _existing(place: str, source: str, named: bool = True) -> pathlib.Path:
     """Returns the path, or says what else the user may have meant."""
     path = pathlib.Path(place).expanduser()
     if place and path.exists():
+        refuse_special(path)
         return path
     name = source.partition("@")[0]
     close = difflib.get_close_matches(name, CORPORA, n=2) if named and name not in CORPORA else []

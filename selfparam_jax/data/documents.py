@@ -22,7 +22,7 @@ from selfparam_jax.data.extras import MissingExtraError
 from selfparam_jax.data.readers.chats import is_conversation, read_conversation, refuse_turns
 from selfparam_jax.data.readers.registry import NAMED_BY_STEM, READERS, read_file
 from selfparam_jax.data.readers.texts import Text, decode
-from selfparam_jax.distributed.files import kind_of, parse_json, refuse_surrogates
+from selfparam_jax.distributed.files import kind_of, parse_json, reading, refuse_surrogates
 
 # Files of records, one a line; a file of another unknown kind is tried as such, too, if it is text.
 RECORD_SUFFIXES = (".jsonl", ".ndjson")
@@ -249,11 +249,11 @@ def _existing(path: str | os.PathLike) -> pathlib.Path:
     path = pathlib.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder; check the path")
-    _refuse_special(path)
+    refuse_special(path)
     return path
 
 
-def _refuse_special(path: pathlib.Path) -> None:
+def refuse_special(path: pathlib.Path) -> None:
     """Raises ValueError for a pipe or a device, which may never end, and for a name that no other file can hold."""
     if not (path.is_file() or path.is_dir()):
         raise ValueError(f"{path}: got a pipe or a device, expected a file or a folder; copy its content into a file")
@@ -515,7 +515,8 @@ def _documents_of(root: pathlib.Path, names: Sequence[pathlib.Path], source: str
     for name in names:
         path = root / name
         try:
-            found = _file_of_many(path, name, stems[name.with_suffix("")] > 1)
+            with reading(path):
+                found = _file_of_many(path, name, stems[name.with_suffix("")] > 1)
         except MissingExtraError:  # not the file's fault
             raise
         except (ValueError, OSError) as error:
@@ -548,7 +549,7 @@ def _file_of_many(path: pathlib.Path, name: pathlib.Path, whole_name: bool) -> l
     """The documents of one of many files; None if its kind is unknown. For the last two, see `_text_documents`."""
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(f"{path}: a link to {os.readlink(path)}, which is not there; remove the link")
-    _refuse_special(path)
+    refuse_special(path)
     if path.suffix.lower() in RECORD_SUFFIXES or is_record_list(path):
         return _file_documents(path, name.with_suffix("").as_posix())
     found = read_file(path)

@@ -82,6 +82,17 @@ def refuse_folder(folder: str | os.PathLike, attempt: bool = True) -> str:
     return ""
 
 
+@contextlib.contextmanager
+def reading(path: str | os.PathLike) -> Iterator[None]:
+    """Within it, an error of the operating system that names no file names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
 def refuse_other_than_file(path: pathlib.Path) -> None:
     """Raises ValueError if a directory, a pipe or a device is at a path where a file is to be."""
     if os.path.exists(path) and not os.path.isfile(path):  # these do not mind a name that is too long
@@ -230,6 +241,9 @@ def read_log(path: str | os.PathLike) -> list[dict]:
     path = pathlib.Path(path)
     if not path.exists():
         return []
+    if not path.is_file():
+        logging.warning("%s: got a directory or a device, expected a log; it is left out", path)
+        return []
     records, bad = [], []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
@@ -303,7 +317,7 @@ JSON_KINDS = {dict: "an object", list: "a list", str: "a string", bool: "a boole
 
 def kind_of(value: object) -> str:
     """The kind of a JSON value, as messages name it."""
-    return JSON_KINDS.get(type(value), "a number")
+    return JSON_KINDS.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
 
 
 def refuse_surrogates(value: object, where: str) -> None:

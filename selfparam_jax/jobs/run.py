@@ -9,6 +9,7 @@ import dataclasses
 import pathlib
 import time
 
+import jax
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -28,7 +29,7 @@ from selfparam_jax.jobs.single import run_single
 from selfparam_jax.jobs.synthesis import check_learnable, draw_unrelated, two_step_documents, write_missing_pairs
 from selfparam_jax.jobs.systems import missing_systems
 from selfparam_jax.jobs.tracking import check_trackers, track_results
-from selfparam_jax.jobs.workdir import read_results, stopped_words, storage_trouble
+from selfparam_jax.jobs.workdir import check_own, read_results, stopped_words, storage_trouble
 from selfparam_jax.reports.tables import counted
 from selfparam_jax.training.inject import Interrupted
 
@@ -49,6 +50,8 @@ def run_job(config: ConfigDict, workdir: str | pathlib.Path) -> dict:
     began = time.perf_counter()
     check_trackers(read_settings(config))
     compilations = start_backend(config.compilation_cache)
+    if jax.process_count() == 1:  # else another may be making it just now
+        check_own(pathlib.Path(workdir))
     with WorkdirLock(workdir) as lock:
         with announced("reading and checking all input, loading the model"):
             job = prepare(config, workdir)

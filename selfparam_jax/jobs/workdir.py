@@ -69,6 +69,14 @@ def bind_workdir(
     write_json(path, record)
 
 
+def check_own(workdir: pathlib.Path) -> None:
+    """Raises ValueError, before a lock is put there, for a directory that is not a job's and not empty."""
+    if os.path.isfile(workdir / "config.json"):  # these do not mind a name that is too long
+        read_workdir(workdir)
+    elif os.path.isdir(workdir):
+        check_free(workdir)
+
+
 def check_free(workdir: pathlib.Path) -> None:
     """Raises ValueError for a directory with other things in it."""
     if workdir.exists() and any(found.name not in OWN for found in workdir.iterdir()):

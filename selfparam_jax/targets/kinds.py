@@ -84,14 +84,23 @@ def make_targets(
     sentences = []
     for kind, make in TARGET_KINDS.items():
         if kind == "contrast":  # it and what follows only keep the model as it was
-            _check_learns(sentences, config)
+            _check_learns(sentences, request)
         sentences += make(request)
     return sentences
 
 
-def _check_learns(sentences: Sequence[Sentence], config: TargetConfig) -> None:
+def _check_learns(sentences: Sequence[Sentence], request: Request) -> None:
     """Raises ValueError if there are no sentences of the documents, or if none of their tokens carries loss."""
+    config = request.config
     if not sentences:
+        for document in request.documents:
+            for pair in document.qa_pairs:
+                if not fits(pair, request.prompt, request.seq_len):
+                    raise ValueError(
+                        f"document {document.id!r}: the pair {pair.question[:60]!r} is longer than a row of "
+                        f"{request.seq_len} tokens, and there is no other sentence to learn; raise train.seq_len, or "
+                        "shorten the pair"
+                    )
         raise ValueError(_nothing_to_learn(config))
     if not context_groups(sentences):
         raise ValueError(

@@ -1,12 +1,14 @@
 """Documents: what is read is exactly what is in the file, and every refusal names its place."""
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
 
 import pytest
 
+from selfparam_jax.data import documents
 from selfparam_jax.data.corpora import read_documents
 from selfparam_jax.data.documents import (
     Document,
@@ -489,6 +491,25 @@ def test_the_digest_of_texts_depends_on_their_order_and_their_ends():
     lists = ([], ["a"], ["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""])
     assert len({digest_texts(texts) for texts in lists}) == len(lists)
     assert digest_texts(("a", "b")) == digest_texts(["a", "b"]) and len(digest_texts([])) == 64
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path, monkeypatch):
+    """Reading a block that is broken is an error without a name."""
+    path = tmp_path / "a.txt"
+    path.write_text("A mill.")
+
+    def broken(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(documents, "read_file", broken)
+    for source, kind in ((path, OSError), (tmp_path, ValueError)):  # of a folder all bad files are told
+        with pytest.raises(kind, match=r"Input/output error: '.*a\.txt'"):
+            read_documents(source)
+
+
+def test_devices_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="/dev/zero: got a pipe or a device, expected a file or a folder"):
+        read_documents("/dev/zero")
 
 
 def test_pipes_and_names_that_are_no_text_are_refused(tmp_path):

@@ -61,6 +61,52 @@ def test_html(tmp_path):
         read_document_files(path)
 
 
+def test_a_text_of_many_megabytes_in_an_archive_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "MOST_TEXT", 1 << 20)
+    path = book(tmp_path / "bomb.epub")
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("more.xhtml", b"A" * (3 << 20))
+    with pytest.raises(ValueError, match=r"bomb\.epub: got a text of 3 MiB in it, expected at most 1; split"):
+        read_document_files(path)
+
+
+def test_a_page_in_utf8_with_a_damaged_byte_is_refused(tmp_path):
+    """Read as another encoding, every letter beyond ASCII would be wrong."""
+    path = tmp_path / "page.html"
+    text = "<p>Zürich wurde 1812 gegründet, Größe 5 km.</p>"
+    for damaged in (text.encode() + b"\xc3", text.encode() + b"\xff"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"page\.html: got a byte that is no UTF-8 at {len(damaged) - 1},"):
+            read_document_files(path)
+    path.write_bytes(text.encode("latin-1"))
+    assert read_document_files(path)[0].text == "Zürich wurde 1812 gegründet, Größe 5 km."
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "date"),
+    [
+        ("date", 20260412, "2026-04-12"),
+        ("timestamp", 20260412, "2026-04-12"),
+        ("timestamp", 1776000000, "2026-04-12 13:20"),
+        ("timestamp", 1776000000.5, "2026-04-12 13:20"),
+        ("created_at", 1776000000123, "2026-04-12 13:20"),
+        ("created_at", 1776000000123456789, "2026-04-12 13:20"),
+        ("date", 20261399, "1970-08-23 12:09"),
+    ],
+)
+def test_a_number_as_a_date(tmp_path, field, value, date):
+    path = lines(tmp_path / "log.jsonl", {"messages": [{"role": "user", "content": "Hi"}], field: value})
+    (found,) = read_document_files(path)
+    assert found.metadata["date"] == date
+
+
+@pytest.mark.parametrize("value", [1e30, 10**25])
+def test_a_number_that_is_no_time_is_refused(tmp_path, value):
+    path = lines(tmp_path / "log.jsonl", {"messages": [{"role": "user", "content": "Hi"}], "timestamp": value})
+    with pytest.raises(ValueError, match=r"log\.jsonl, line 1: 'timestamp': got 1e\+\d\d, expected seconds since"):
+        read_document_files(path)
+
+
 PROLOG = '<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE html>\n'
 
 

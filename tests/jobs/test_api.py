@@ -68,6 +68,7 @@ def test_from_documents_to_a_saved_model(model, adapter, model_dir, tmp_path):
         sp.evaluate(adapter, documents(), systems=("rag",))
 
     directory = adapter.save(tmp_path / "adapter")
+    assert adapter.save(tmp_path / "adapter") == directory, "the same again is kept"
     assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in directory.iterdir()}
     again = sp.load_adapter(model, directory)
     assert_same_adapter(flat_adapter(again.lora), flat_adapter(adapter.lora))

@@ -325,12 +325,18 @@ def test_a_platform_that_is_not_there_is_named_with_its_variable(monkeypatch, ca
     assert ended.value.code == 1 and capsys.readouterr().err.splitlines() == [said]
 
 
-def test_the_doctor_knows_what_no_model_is(tmp_path):
+def test_the_doctor_knows_what_no_model_is(tmp_path, monkeypatch):
     fine, said = doctor.check_model("smolm2")
     assert not fine and said.startswith(
         "model 'smolm2' is not known: got neither an existing directory or .gguf file"
     )
     assert doctor.check_model(str(tmp_path / "x.gguf")) == (False, f"{tmp_path / 'x.gguf'}: no such file")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("x")
+    for path in ("notes/a.txt", str(tmp_path / "notes" / "a.txt")):  # the first looks like a hub's id
+        fine, said = doctor.check_model(path)
+        assert not fine and "a.txt': got a file, expected a directory with config.json" in said
     fine, said = doctor.check_model(str(tmp_path))
     assert not fine and "has no config.json" in said
     fine, said = doctor.check_model("org/name")

@@ -13,6 +13,7 @@ from selfparam_jax.jobs.dry_run import dry_run
 from selfparam_jax.jobs.run import run_job
 from selfparam_jax.jobs.settings import RENAMED
 from selfparam_jax.jobs.workdir import LISTED, MetricsLog, bind_workdir, changed_inputs, digest_inputs, read_workdir
+from selfparam_jax.reports.results import read_metrics
 
 
 class Stopped(Exception):
@@ -227,6 +228,22 @@ def test_a_damaged_log_keeps_no_job_from_going_on(tmp_path):
     log.write({"step": 4, "loss": 1.0})
     log.close()
     assert path.read_text() == '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": NaN}\n{"step": 4, "loss": 1.0}\n'
+
+
+def test_another_directory_is_left_as_it_is(config, tmp_path):
+    """Not even a lock is put there."""
+    for name in ("notes.txt", "config.json"):
+        other = tmp_path / name.split(".")[0]
+        other.mkdir()
+        (other / name).write_text('{"hidden_size": 8}')
+        with pytest.raises(ValueError, match=r"is not empty and holds no config|config\.json is not a job's"):
+            run_job(config, other)
+        assert [path.name for path in other.iterdir()] == [name]
+
+
+def test_a_log_that_is_a_folder_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
 def test_a_work_directory_is_read_from_anywhere(config, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The kinds of target sentences: which tokens they have, and which of them carry which loss."""
 
+import dataclasses
 import itertools
 import random
 import time
@@ -338,6 +339,14 @@ def test_documents_without_a_tail_are_counted(prompt, monkeypatch):
     said.clear()
     made_of(prompt, [TALE], tails_per_context=2, tail_cut="sentence")
     assert not said
+
+
+def test_the_only_pair_is_longer_than_a_row(prompt, monkeypatch):
+    """A form may leave a pair out that it has no room for; it is not that there was none."""
+    monkeypatch.setitem(kinds.TARGET_KINDS, "qa", lambda request: [])
+    long = dataclasses.replace(CONTEXTS[0], qa_pairs=(QAPair("Who founded it?", "a word " * 200),))
+    with pytest.raises(ValueError, match=r"the pair 'Who founded it\?' is longer than a row of 64 tokens, .*seq_len"):
+        made_of(prompt, [long])
 
 
 def test_nothing_to_learn_says_why(prompt):

@@ -4,6 +4,7 @@ Each conversation is a text of its own: who spoke and when in its first line, th
 """
 
 import collections
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -22,6 +23,7 @@ SPEAKERS = {
     "observation": "Tool", "developer": "System",
 }  # fmt: skip
 TURN_LISTS = ("messages", "conversations", "conversation")  # fields of a record that hold its turns
+LATEST_S = 1e11  # the year 5138; more is no number of seconds
 _DATES = ("date", "timestamp", "created_at", "create_time", "time", "datetime")
 _TITLES = ("title", "subject")
 _NAMES = ("id", "conversation_id", "dialogue_id", "dialog_id")
@@ -99,7 +101,7 @@ def read_conversation(record: dict, where: str) -> Text:
     if silent:
         logging.warning("%s: %d of %d messages hold no text (calls of tools, pictures)", where, silent, len(messages))
     stamps = [record, *(message for message in messages if isinstance(message, dict))]
-    date = next((found for each in stamps if (found := _date_of(each))), "")
+    date = next((found for each in stamps if (found := _date_of(each, where))), "")
     made = conversation_text(turns, date, title)
     return dataclasses.replace(made, name=name, pairs=pairs)
 
@@ -122,14 +124,25 @@ def _turn(message: object, where: str) -> tuple[str, str] | None:
     return (speaker.strip(), content.strip()) if content and content.strip() else None
 
 
-def _date_of(record: dict) -> str:
-    """The first date of a record; a number is seconds (or milliseconds) since 1970, in UTC."""
+def _date_of(record: dict, where: str) -> str:
+    """The first date of a record; a number is seconds since 1970 (or thousandths and so on), in UTC, or YYYYMMDD.
+
+    Raises:
+      ValueError: a number that is no time; `where` names its record.
+    """
     for field in _DATES:
         value = record.get(field)
         if isinstance(value, str) and value.strip():
             return value.strip()
         if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-            seconds = value / 1000 if value > 1e11 else value
+            with contextlib.suppress(ValueError):  # no seconds of a conversation: all of these days are in 1970
+                return datetime.datetime.strptime(f"{value}", "%Y%m%d").strftime("%Y-%m-%d")
+            powers = (1, 1e3, 1e6, 1e9)  # milliseconds, microseconds, nanoseconds
+            seconds = next((value / power for power in powers if value / power <= LATEST_S), None)
+            if seconds is None:
+                raise ValueError(
+                    f"{where}: {field!r}: got {value:.3g}, expected seconds since 1970, or a date as text; correct it"
+                )
             return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M")
     return ""
 

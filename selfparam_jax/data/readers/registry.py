@@ -35,6 +35,7 @@ FOREIGN = (".epub", ".docx", ".pptx", ".pdf")
 # Kinds that are archives, and the most bytes that one may unpack to: some kilobytes can stand for many gigabytes.
 ARCHIVES = (".epub", ".docx", ".pptx")
 MOST_UNPACKED = 1 << 30
+MOST_TEXT = 1 << 26  # of one file of markup in it; a book has a few MiB
 
 
 def read_file(path: pathlib.Path) -> list[Text] | None:
@@ -75,9 +76,15 @@ def _refuse_large(path: pathlib.Path) -> None:
     """Raises ValueError for an archive that unpacks to too much; what is no archive is its reader's to refuse."""
     try:
         with zipfile.ZipFile(path) as archive:
-            unpacked = sum(each.file_size for each in archive.infolist())
+            sizes = [(each.filename.lower(), each.file_size) for each in archive.infolist()]
     except zipfile.BadZipFile:
         return
+    unpacked = sum(size for _, size in sizes)
+    largest = max((size for name, size in sizes if name.endswith((".xml", ".xhtml", ".html", ".htm"))), default=0)
+    if largest > MOST_TEXT:
+        raise ValueError(
+            f"{path}: got a text of {largest >> 20} MiB in it, expected at most {MOST_TEXT >> 20}; split the document"
+        )
     if unpacked > MOST_UNPACKED:
         raise ValueError(
             f"{path}: got an archive of {unpacked >> 20} MiB when unpacked, expected at most {MOST_UNPACKED >> 20}; "

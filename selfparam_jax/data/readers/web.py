@@ -55,6 +55,7 @@ def html_to_markdown(html: str | bytes, path: pathlib.Path) -> tuple[str, str]:
 def _parse(html: str | bytes, bs4: types.ModuleType, path: pathlib.Path) -> Any:
     """The tree of a page. lxml knows which end tags HTML lets one leave out; Python's own parser does not."""
     if isinstance(html, bytes):  # decoded here: lxml would leave out, without a word, bytes that it cannot read
+        _refuse_damaged_utf8(html, path)
         decoded = bs4.UnicodeDammit(html, is_html=True)
         if decoded.contains_replacement_characters or decoded.unicode_markup is None:
             raise ValueError(f"{path}: got bytes of an unknown encoding, expected UTF-8; convert the file to UTF-8")
@@ -62,6 +63,20 @@ def _parse(html: str | bytes, bs4: types.ModuleType, path: pathlib.Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # bs4's guesses that this may be XML, or the name of a file
         return bs4.BeautifulSoup(html, "lxml")
+
+
+def _refuse_damaged_utf8(html: bytes, path: pathlib.Path) -> None:
+    """Raises ValueError for UTF-8 with a few bytes that are none; as another encoding, all of it would be wrong."""
+    try:
+        html.decode()
+    except UnicodeDecodeError as error:
+        text = html.decode(errors="replace")
+        damaged = text.count("\ufffd")
+        if sum(character > "\x7f" for character in text) > 2 * damaged:
+            raise ValueError(
+                f"{path}: got a byte that is no UTF-8 at {error.start}, expected UTF-8 as the rest of the page is; "
+                "get the page again, or save it as UTF-8"
+            ) from error
 
 
 def _tidy(soup: Any, bs4: types.ModuleType) -> str:
