@@ -185,12 +185,25 @@ def check_saved(directory: Path, advice: str) -> None:
     """Raises ValueError for a model that `save_model` wrote if one of its files is damaged; says which.
 
     Args:
-      directory: of the model; nothing is checked if it is not there.
+      directory: of the model; nothing is checked where its record is not there.
       advice: what to do.
     """
-    if directory.exists():
+    if os.path.isfile(directory / RECORD):
         record = read_json(directory / RECORD, advice=advice)
         _check_files(directory, record.get(FILES, {}), advice)
+
+
+def check_weights(source: str | os.PathLike) -> None:
+    """Raises ValueError if a source is a model that `save_model` wrote, and a file of its weights is damaged.
+
+    Of other files people may have changed what they like.
+    """
+    directory = Path(source).expanduser()
+    if os.path.isfile(directory / RECORD):
+        advice = f"write it again with selfparam export, or delete {directory / RECORD} if the change was meant"
+        digests = read_json(directory / RECORD, advice=advice).get(FILES, {})
+        weights = {name: expected for name, expected in digests.items() if name.endswith(".safetensors")}
+        _check_files(directory, weights, advice)
 
 
 def _digests(directory: Path) -> dict[str, str]:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from selfparam_jax.checkpoints import peft
+from selfparam_jax.checkpoints.export import check_weights
 from selfparam_jax.checkpoints.load import load_model
 from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.compare.candidates import Candidate, ModelSet, adapter_candidate, check_count, model_candidate
@@ -99,6 +100,7 @@ def load_model_set(
 
 def _load_model(source: str, load) -> Model:
     try:
+        check_weights(source)
         return load(source)
     except ValueError as error:
         raise ValueError(f"{source!r} is no work directory, and as a model: {error}") from error

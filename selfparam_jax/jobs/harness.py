@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
+from selfparam_jax.checkpoints.export import check_weights
 from selfparam_jax.checkpoints.load import load_model
 from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.distributed import files
@@ -135,6 +136,7 @@ def _load(source: str, base: str, config: HarnessConfig, unfinished: bool) -> di
         return _side_by_side(model, saved_candidate(source, model, source).variables["lora"])
     run = find_run(source, unfinished)
     if run is None:
+        check_weights(source)
         return {"model": (load_model(source, config.dtype), None)}
     settings = run.settings
     model = load_model(settings.model, settings.dtype, int8=settings.int8, date=settings.date)

@@ -78,11 +78,12 @@ def run_job(config: ConfigDict, workdir: str | pathlib.Path) -> dict:
 def _run(job: Job, began: float) -> dict:
     """Runs a job in its work directory; returns the content of results.json."""
     finished = job.workdir / "results.json"
+    # Before anything is trained that ends with it.
+    merged = job.workdir / "merged"
+    check_saved(merged, f"delete {merged} and {finished}, and run the job again: nothing is trained again")
     if finished.exists():
         results = read_results(job.workdir)
         if not (missing := missing_systems(job, results)):
-            merged = job.workdir / "merged"
-            check_saved(merged, f"delete {merged} and {finished}, and run the job again: nothing is trained again")
             logging.info("%s is complete; nothing to do", job.workdir)
             return results
         logging.info("%s is complete but for %s", job.workdir, ", ".join(missing))

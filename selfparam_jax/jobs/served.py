@@ -21,7 +21,7 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 
 from selfparam_jax.checkpoints import peft
-from selfparam_jax.checkpoints.export import digest_arrays
+from selfparam_jax.checkpoints.export import check_weights, digest_arrays
 from selfparam_jax.checkpoints.load import load_model
 from selfparam_jax.checkpoints.model import Model
 from selfparam_jax.data.chat_templates import conversation_ids, end_of_turn
@@ -96,6 +96,7 @@ def open_source(source: str, dtype: str = "float32", unfinished: bool = False) -
     if is_distributed():
         raise ValueError("a model that several processes share cannot be served; start one process")
     if not is_workdir(source):
+        check_weights(source)
         start_backend(cache=True)
         model = load_model(source, dtype)
         return Opened(model, Prompt("plain", model.tokenizer, model.end_ids), [])

@@ -19,11 +19,19 @@ from saved_weights import (
 )
 
 from selfparam_jax.checkpoints import export
-from selfparam_jax.checkpoints.export import check_saved, merge_for_export, save_model, save_safetensors
+from selfparam_jax.checkpoints.export import (
+    check_saved,
+    check_weights,
+    merge_for_export,
+    save_model,
+    save_safetensors,
+)
 from selfparam_jax.checkpoints.load import load_model
 from selfparam_jax.checkpoints.tensors import load_params
 from selfparam_jax.checkpoints.weight_files import SafetensorsSource
 from selfparam_jax.distributed.files import StorageError
+from selfparam_jax.jobs.candidates import load_model_set
+from selfparam_jax.jobs.served import open_source
 from selfparam_jax.models.decoder import param_shapes
 from selfparam_jax.models.lora import LoraConfig, init_lora, merge_adapters
 
@@ -101,6 +109,27 @@ def test_a_saved_model_that_was_damaged_is_named(tmp_path):
         (tmp_path / "out" / name).write_bytes(whole)
     (tmp_path / "out" / "README.md").write_text("mine")
     check_saved(tmp_path / "out", "merge it again")
+
+
+def test_damaged_weights_of_an_export_are_named(tmp_path):
+    """A flipped bit is a number like any other; what people change in other files is theirs to change."""
+    tiny.save_checkpoint(tmp_path / "base", "gqa")
+    base = load_model(tmp_path / "base")
+    save_model(base.params, base, tmp_path / "out", "float32")
+    (tmp_path / "out" / "generation_config.json").write_text("{}")
+    for source in (tmp_path / "out", tmp_path / "base", "org/name"):
+        check_weights(source)
+    path = tmp_path / "out" / "model.safetensors"
+    values = bytearray(path.read_bytes())
+    values[-10] ^= 4
+    path.write_bytes(values)
+    match = r"model\.safetensors is missing or not as it was written; write it again with selfparam export"
+    with pytest.raises(ValueError, match=match):
+        check_weights(tmp_path / "out")
+    with pytest.raises(ValueError, match=match):
+        open_source(str(tmp_path / "out"))
+    with pytest.raises(ValueError, match=match):
+        load_model_set([str(tmp_path / "base"), str(tmp_path / "out")], str(tmp_path / "base"))
 
 
 def test_export_refuses_another_tree(tmp_path):
