@@ -3,8 +3,8 @@
     benchmarks/on_device.sh on_device.json [--rehearse] [--dry-run] [--minutes=20] [--only=decoding,plan]
 
 Weights are random and nothing is downloaded. Each part is a process of its own, so that none holds the device while
-another runs. The JSON is written anew after each part: what ran is there whatever comes after. A part that fails, or
-that no time is left for, says so in its place, and the others run.
+another runs. The JSON is rewritten after each part, so a crash loses at most the part that was running. A part that
+fails, or that no time is left for, is recorded as such, and the others still run.
 
 The parts:
   tests: those marked `gpu`; how many passed, failed and were skipped.
@@ -12,8 +12,8 @@ The parts:
   peers SHAPE: PyTorch with PEFT on the same sentences, its teacher read in every step or kept.
   decoding SHAPE: greedy answers, new tokens per second by the number of rows.
   contexts SHAPE: seconds per context, of 1 to 64 contexts that are injected together.
-  plan SHAPE ATTENTION REMAT: what `selfparam plan` says of each step that was run ("said_bytes"), on the CPU, beside
-    what the device held ("held_bytes").
+  plan SHAPE ATTENTION REMAT: for each step that ran, the memory that `selfparam plan` predicts on the CPU
+    ("said_bytes") and what the device used ("held_bytes").
 
 `--rehearse` runs all of it with a tiny model on the CPU: it shows that the kit works, and its numbers say nothing.
 """
@@ -256,7 +256,7 @@ def run_child(args: argparse.Namespace, scale: Scale) -> None:
 
 
 def environment_of(part: Part, rehearse: bool) -> dict[str, str]:
-    """Of a part's process: memory is taken as it is needed, and programs are compiled anew."""
+    """The environment of a part's process: no memory is preallocated, and no compiled program is reused."""
     found = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     found.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     found["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"

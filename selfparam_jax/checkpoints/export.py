@@ -181,16 +181,18 @@ def _check_files(directory: Path, digests: dict[str, str], advice: str) -> None:
             raise ValueError(f"{directory / name} is missing or not as it was written; {advice}")
 
 
-def check_saved(directory: Path, advice: str) -> None:
+def check_saved(directory: Path, advice: str, ending: str = "") -> None:
     """Raises ValueError for a model that `save_model` wrote if one of its files is damaged; says which.
 
     Args:
       directory: of the model; nothing is checked where its record is not there.
       advice: what to do.
+      ending: only files whose names end like this are checked.
     """
     if os.path.isfile(directory / RECORD):
-        record = read_json(directory / RECORD, advice=advice)
-        _check_files(directory, record.get(FILES, {}), advice)
+        digests = read_json(directory / RECORD, advice=advice).get(FILES, {})
+        checked = {name: expected for name, expected in digests.items() if name.endswith(ending)}
+        _check_files(directory, checked, advice)
 
 
 def check_weights(source: str | os.PathLike) -> None:
@@ -199,11 +201,8 @@ def check_weights(source: str | os.PathLike) -> None:
     Of other files people may have changed what they like.
     """
     directory = Path(source).expanduser()
-    if os.path.isfile(directory / RECORD):
-        advice = f"write it again with selfparam export, or delete {directory / RECORD} if the change was meant"
-        digests = read_json(directory / RECORD, advice=advice).get(FILES, {})
-        weights = {name: expected for name, expected in digests.items() if name.endswith(".safetensors")}
-        _check_files(directory, weights, advice)
+    advice = f"write it again with selfparam export, or delete {directory / RECORD} if the change was meant"
+    check_saved(directory, advice, ".safetensors")
 
 
 def _digests(directory: Path) -> dict[str, str]:

@@ -194,8 +194,7 @@ def check_source(source: str) -> None:
 
 
 def _is_hub_id(source: str) -> bool:
-    looks_like_file = source.endswith(".gguf") or source.startswith((".", "~"))
-    looks_like_file = looks_like_file or Path(source).is_file()
+    looks_like_file = source.endswith(".gguf") or source.startswith((".", "~")) or Path(source).is_file()
     return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", source, re.ASCII)) and not looks_like_file
 
 

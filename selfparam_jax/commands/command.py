@@ -22,6 +22,7 @@ from selfparam_jax.distributed.ranges import Range, shown
 from selfparam_jax.jobs.settings import check_names, check_text
 
 USAGE = 2  # exit code for a command line that cannot be read, as argparse has it
+AGAIN_S = 0.05  # until a lost stop signal is sent again
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
@@ -39,15 +40,12 @@ def _in_one_line(record: standard_logging.LogRecord) -> bool:
     return True
 
 
-AGAIN_S = 0.05  # until a stop that was lost is asked for again
-
-
 @contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
     """Within it SIGTERM ends a command as Ctrl-C does, with a line; training saves first (`deferred_stop`).
 
-    Python hands an exception that arises within a callback of its garbage collector, as JAX has one, or a finaliser
-    to `sys.unraisablehook` and goes on: a stop that came there is asked for again.
+    Python ignores an exception raised in a finalizer or in a callback of its garbage collector (JAX has one): it only
+    calls `sys.unraisablehook`. A stop that was lost this way is sent again.
     """
 
     def interrupt(*_) -> NoReturn:

@@ -20,6 +20,7 @@ from selfparam_jax.checkpoints import peft
 from selfparam_jax.checkpoints.export import check_weights
 from selfparam_jax.checkpoints.load import load_model
 from selfparam_jax.checkpoints.model import Model
+from selfparam_jax.compare.answers import NAMED
 from selfparam_jax.compare.candidates import Candidate, ModelSet, adapter_candidate, check_count, model_candidate
 from selfparam_jax.distributed import files
 from selfparam_jax.jobs.settings import Settings, read_settings
@@ -30,7 +31,6 @@ from selfparam_jax.sequential.ledger import Ledger, read_composed
 from selfparam_jax.training.checkpoints import Checkpoints
 
 ASKED = ("context", "question", "answers")  # of a line of predictions.jsonl
-NAMED = 3  # questions that a message names
 
 
 @dataclasses.dataclass(frozen=True)

@@ -146,15 +146,15 @@ def common_fields(hf_config: Any, rope: Mapping[str, Any]) -> dict[str, Any]:
             "Use the unquantised checkpoint, or a quantised one in the GGUF format."
         )
     rope_theta, rope_scaling = read_rope(hf_config, rope)
-    heads = hf_config.num_attention_heads
+    heads, key_heads, head_dim = hf_config.num_attention_heads, get("num_key_value_heads"), get("head_dim")
     return {
         "vocab_size": hf_config.vocab_size,
         "hidden_size": hf_config.hidden_size,
         "intermediate_size": hf_config.intermediate_size,
         "num_hidden_layers": hf_config.num_hidden_layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": heads if get("num_key_value_heads") is None else get("num_key_value_heads"),
-        "head_dim": get("head_dim") or hf_config.hidden_size // heads,
+        "num_key_value_heads": heads if key_heads is None else key_heads,
+        "head_dim": hf_config.hidden_size // heads if head_dim is None else head_dim,
         "rms_norm_eps": float(hf_config.rms_norm_eps),
         "rope_theta": rope_theta,
         "max_position_embeddings": _longest_text(hf_config, rope_scaling, rope),

@@ -16,8 +16,8 @@ from selfparam_jax.plan.machines import Machine
 from selfparam_jax.plan.plan import compiled_plan, make_plan
 from selfparam_jax.plan.workload import Workload
 
-MOST_TENSOR = 8  # parts of a layer: beyond a host's devices every product waits for the links
-LARGEST_CHUNK = 8  # times the given size of the loss chunks
+TENSOR_PARTS = (2, 4, 8)  # of a layer: beyond a host's devices every product waits for the links
+LARGER_CHUNKS = (2, 4, 8)  # times the given size of the loss chunks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,8 +145,7 @@ def _meshes(workload: Workload, machine: Machine) -> Iterator[Iterable[Workload]
 
     divisors = [size for size in range(machine.count, 0, -1) if machine.count % size == 0]
     yield (at(fsdp, 1) for fsdp in divisors)
-    layers = [size for size in (2, 4, MOST_TENSOR) if machine.count % size == 0]
-    yield (at(machine.count // tensor, tensor) for tensor in layers)
+    yield (at(machine.count // parts, parts) for parts in TENSOR_PARTS if machine.count % parts == 0)
 
 
 def _recomputation(workload: Workload, machine: Machine) -> Iterator[Iterable[Workload]]:
@@ -164,8 +163,7 @@ def _chunks(workload: Workload, machine: Machine) -> Iterator[Iterable[Workload]
     def at(chunk: int) -> Workload:
         return dataclasses.replace(workload, train=dataclasses.replace(train, loss_chunk=chunk))
 
-    larger = [size * times for times in (2, 4, LARGEST_CHUNK)]
-    yield (at(chunk) for chunk in larger if chunk < 2 * tokens)
+    yield (at(size * times) for times in LARGER_CHUNKS if size * times < 2 * tokens)
     if size >= 2:
         yield [at(size // 2)]
 

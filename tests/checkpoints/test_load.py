@@ -206,11 +206,12 @@ def test_a_damaged_file_of_a_tokenizer_is_named(tmp_path, name, content, reason)
     assert said.endswith("get the model's tokenizer files again")
 
 
-def test_heads_of_keys_are_not_guessed_from_a_zero(tmp_path):
+@pytest.mark.parametrize("field", ["num_key_value_heads", "head_dim"])
+def test_heads_of_keys_are_not_guessed_from_a_zero(tmp_path, field):
     tiny.save_checkpoint(tmp_path, "gqa")
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_key_value_heads": 0}))
-    with pytest.raises(ValueError, match=r"config\.json: .*num_key_value_heads = 0, expected a whole number from 1"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: 0}))
+    with pytest.raises(ValueError, match=rf"config\.json: .*{field} = 0, expected a whole number from 1"):
         load_model(str(tmp_path))
 
 

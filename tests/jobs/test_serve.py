@@ -233,7 +233,7 @@ def test_a_work_directory_is_served_and_talked_to(workdir, monkeypatch, capsys):
 
 
 def test_a_directory_that_is_moved_while_it_is_served(workdir, ledger, opened, tmp_path):
-    """What is in memory goes on answering; of the rest it is said what became of it, not that the server failed."""
+    """Models in memory keep answering; for the others the error says that their files are gone."""
     models = ServedModels(open_source(str(workdir)))
     workdir.rename(tmp_path / "moved")
     assert models.names() == ["base", "injected"] and models.find("injected") is models.find("injected")
@@ -251,7 +251,7 @@ def test_a_directory_that_is_moved_while_it_is_served(workdir, ledger, opened, t
             )
             assert str(tmp_path / "ledger") in answer["error"]["message"]
         (tmp_path / "gone").rename(tmp_path / "ledger")
-        assert post(f"{url}/v1/models")[0] == 200, "brought back, it goes on"
+        assert post(f"{url}/v1/models")[0] == 200, "once it is back, it is served again"
 
 
 @pytest.fixture

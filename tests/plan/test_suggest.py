@@ -127,6 +127,20 @@ def test_programs_of_a_device_s_own_compiler(config, monkeypatch):
     assert choice_records(refused)[0]["note"] == refused[0].note
 
 
+def test_each_change_is_made_on_top_of_the_best_so_far(config, monkeypatch):
+    """Larger chunks are tried with the `remat` that was faster, and as long as each is faster than the one before."""
+
+    def compiled_plan(workload, config, machine, compiler, names):
+        seconds = {"none": 4.0, "products": 2.0, "layers": 3.0}[workload.remat] / workload.train.loss_chunk
+        program = {"total": 10.0, "cycles_s": seconds, "exposed": {}}
+        return {"batch_size": 8, "seq_len": 32, "fits": True, "programs": [program]}
+
+    monkeypatch.setattr(suggest, "compiled_plan", compiled_plan)
+    flags = [choice.flags for choice in fastest_settings(WORKLOAD, config, Machine("test-1", CHIP, 1), "tpu")]
+    chunks = [f"--config.remat=products --config.train.loss_chunk={size}" for size in (32, 64, 128)]
+    assert flags[:6] == ["", "--config.remat=products", "--config.remat=layers", *chunks]
+
+
 def test_the_job_itself_may_be_the_fastest():
     choices = [Choice("", WORKLOAD, 10.0, 5.0, True), Choice("--config.remat=layers", WORKLOAD, 9.0, 4.0, True)]
     text = describe_choices(Machine("test-1", CHIP, 1), "gpu", choices)

@@ -92,7 +92,7 @@ def compiler():
 
 
 def describe(workload, config, machine, name):
-    """What the compiler says of one program on a machine of TPUs."""
+    """What the compiler reports for one program on some TPUs."""
     machine = read_machine(machine)
     mesh = meshes.make_mesh(machine_devices(machine, "tpu"), workload.mesh)
     (program,) = job_programs(workload, config, mesh, CONTEXT, (name,))

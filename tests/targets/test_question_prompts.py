@@ -156,8 +156,12 @@ def test_own_kind_of_text(tmp_path):
     ],
 )
 def test_wrong_kinds_of_texts_are_refused(tmp_path, old, new, message):
+    assert_refused(tmp_path, TEXT.replace(old, new), message)
+
+
+def assert_refused(tmp_path, text, message):
     path = tmp_path / "own.toml"
-    path.write_text(TEXT.replace(old, new))
+    path.write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
         load_prompts(path)
     assert "own.toml" in str(caught.value)
@@ -194,11 +198,7 @@ def test_wrong_kinds_of_texts_are_refused(tmp_path, old, new, message):
     ],
 )
 def test_wrong_prompts_are_refused(tmp_path, old, new, message):
-    path = tmp_path / "own.toml"
-    path.write_text(GOOD.replace(old, new))
-    with pytest.raises(ValueError, match=message) as caught:
-        load_prompts(path)
-    assert "own.toml" in str(caught.value)
+    assert_refused(tmp_path, GOOD.replace(old, new), message)
 
 
 def test_a_missing_file_is_named(tmp_path):
